@@ -18,12 +18,20 @@ from megacode.capacity.layout import Layout
 from megacode.capacity.memory import Memory, fullest
 from megacode.capacity.speed import StepTime, step_time
 from megacode.config.fp8_rules import fp8_divides_the_matrices
+from megacode.config.optimizer_memory_rules import (
+    reduced_gradients_need_single_buckets,
+    reduced_states_are_adams,
+    reduced_states_need_bf16_matrices,
+    reduced_states_need_bf16_weights,
+)
 from megacode.config.rules import shards_divide_the_model, the_sequence_divides
 from megacode.config.run import RunConfig
 
 _TENSOR = _CONTEXT = _MICRO_BATCH = (1, 2, 4, 8)
 _LONGEST_PIPELINE = 16
 _RECOMPUTE = ("none", "selective", "full")
+# How the optimizer may take less memory: first what changes nothing but halfway cases, then what rounds more.
+_LESS_MEMORY = (("masters", "bf16_remainder"), ("moments", "bf16"), ("gradients", "bf16"))
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,49 @@ def choices(place: Layout, hardware: Hardware, layers: Layers) -> list[LayoutCan
     """Return every layout that fits the GPUs, the fastest first; ties go to the one that needs less memory."""
     fitting = [choice for config in _layouts(place, hardware) if (choice := _fitting(place, config, hardware, layers))]
     return sorted(fitting, key=lambda choice: (choice.time.total, choice.memory.total))
+
+
+@dataclass(frozen=True)
+class SmallerOptimizer:
+    """The first settings of an optimizer with which some layout fits, where none does.
+
+    Attributes:
+        settings: what changes besides the layout, by dotted name.
+        best: the fastest layout that then fits.
+    """
+
+    settings: dict[str, str]
+    best: LayoutCandidate
+
+    @property
+    def overrides(self) -> list[str]:
+        """The overrides on the command line that select both."""
+        return [*(f"{name}={value}" for name, value in self.settings.items()), *self.best.overrides]
+
+
+def smaller_optimizer(place: Layout, hardware: Hardware, layers: Layers) -> SmallerOptimizer | None:
+    """Return how a run fits with an optimizer that stores less; None if no such setting suffices or is allowed."""
+    config, changed = place.config, dict[str, str]()
+    for name, value in _LESS_MEMORY:
+        if getattr(config.precision, name) != "fp32":
+            continue
+        changed[name] = value
+        tried = config.model_copy(update={"precision": config.precision.model_copy(update=changed)})
+        if any(_optimizer_refusals(tried)):
+            return None
+        fitting = choices(Layout(tried, place.gpus, place.vocab_size, place.phase), hardware, layers)
+        if fitting:
+            settings = {f"precision.{key}": changed[key] for key in changed}
+            # `choices` turns it on; the settings need it.
+            sharded = {} if config.parallel.distributed_optimizer else {"parallel.distributed_optimizer": "true"}
+            return SmallerOptimizer(settings | sharded, fitting[0])
+    return None
+
+
+def _optimizer_refusals(config: RunConfig) -> Iterator[object]:
+    yield from reduced_states_need_bf16_weights(config)
+    yield from reduced_states_are_adams(config)
+    yield from reduced_states_need_bf16_matrices(config)
 
 
 def _fitting(place: Layout, config: RunConfig, hardware: Hardware, layers: Layers) -> LayoutCandidate | None:
@@ -110,6 +161,7 @@ def _refusals(config: RunConfig) -> Iterator[object]:
     yield from shards_divide_the_model(config)
     yield from the_sequence_divides(config)
     yield from fp8_divides_the_matrices(config)
+    yield from reduced_gradients_need_single_buckets(config)
 
 
 def _laid_out(

@@ -16,12 +16,13 @@ from functools import cached_property, lru_cache
 
 from megacode.capacity.costs import ParameterCounts, head_norms
 from megacode.capacity.layout import Layout
+from megacode.capacity.optimizer import gradient_bytes, state_bytes
 from megacode.capacity.owners import loads, run_of
 
 _ALIGNED, _BUCKET_ALIGNED = 64, 128
 _SMALLEST_BUCKET, _BUCKET_PER_RANK = 40_000_000, 1_000_000
 _EMBEDDINGS = ("embedding", "output")
-GRADIENT_BYTES = MASTER_BYTES = 4
+MASTER_BYTES = 4
 MOMENT_BYTES, MOMENTUM_BYTES = 8, 4  # AdamW's two moments; Muon's momentum
 MATRICES = ("attention_qkv", "attention_proj", "mlp_gate_up", "mlp_down")
 
@@ -191,8 +192,8 @@ class Countable:
 
     Attributes:
         parameters: elements.
-        weights, gradients, optimizer: bytes; the optimizer holds fp32 masters (with bf16 weights) and two moments, or
-            with Muon one momentum of each matrix.
+        weights, gradients, optimizer: bytes; the optimizer holds masters (with bf16 weights) and two moments, or with
+            Muon one momentum of each matrix.
     """
 
     parameters: int
@@ -246,16 +247,16 @@ def countable(place: Layout, stage: int, index: int | None = None) -> Countable:
     sharded = place.config.shards_as_mcore
     padded = sum(buffer.elements for buffer in chunks)
     owned = sum(buffer.share(index, place.shards) for buffer in chunks) if sharded else parameters
-    # fp32 weights are their own masters.
-    master = MASTER_BYTES if place.config.precision.dtype == "bf16" else 0
-    state = owned * (master + MOMENT_BYTES)
+    state = owned * state_bytes(place.config)
     if place.config.uses_muon:
+        # fp32 weights are their own masters.
+        master = MASTER_BYTES if place.config.precision.dtype == "bf16" else 0
         matrices, others = state_elements(place, stage, index)
         kept = MOMENTUM_BYTES if trains_with_muon(place) else MOMENT_BYTES
         state = matrices * (master + kept) + others * (master + MOMENT_BYTES)
     return Countable(
         parameters=parameters,
         weights=place.activation_bytes * (padded if sharded else parameters),
-        gradients=GRADIENT_BYTES * padded,
+        gradients=gradient_bytes(place.config) * padded,
         optimizer=state,
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from megacode.base.errors import ConfigError, PlanError, Problem
 from megacode.capacity.activations import Layers, head_tensors, layer_tensors, layers_of
-from megacode.capacity.advice import LayoutCandidate, choices
+from megacode.capacity.advice import LayoutCandidate, choices, smaller_optimizer
 from megacode.capacity.hardware import GIB, Hardware, load_hardware
 from megacode.capacity.interruptions import checkpoint, failures
 from megacode.capacity.layout import Layout
@@ -143,11 +143,8 @@ def check_feasible(document: _Json) -> None:
         memory, advice = document["gpus"]["memory"], document["gpus"]["advice"]
         need, have = (f"{memory[key] / GIB:.1f} GiB" for key in ("total", "capacity"))
         # The best layout that fits, ready to paste after the command.
-        fix = (
-            "use more GPUs, or GPUs with more memory"
-            if not advice["best"]
-            else "use " + " ".join(advice["best"][0]["overrides"])
-        )
+        found = advice["best"][0] if advice["best"] else advice["smaller_optimizer"]
+        fix = "use " + " ".join(found["overrides"]) if found else "use more GPUs, or GPUs with more memory"
         what = f"a rank of pipeline stage {memory['stage']} needs {need}; a {document['gpus']['gpu']} has {have}"
         problems.append(Problem(what, "--gpus", fix))
     for row in document.get("dry_run", []):
@@ -190,7 +187,17 @@ def _advice(place: Layout, hardware: Hardware, layers: Layers, time: StepTime) -
         "tried_that_fit": len(fitting),
         "faster_than_this": sum(choice.time.total < time.total for choice in fitting),
         "best": [_choice(choice, time) for choice in fitting[:_SHOWN]],
+        "smaller_optimizer": None if fitting else _smaller(place, hardware, layers),
     }
+
+
+def _smaller(place: Layout, hardware: Hardware, layers: Layers) -> _Json | None:
+    """Return the settings of an optimizer with which a run fits that otherwise does not; None: there are none."""
+    found = smaller_optimizer(place, hardware, layers)
+    if found is None:
+        return None
+    memory, seconds = found.best.memory.total, found.best.time.total
+    return {"settings": found.settings, "memory": memory, "seconds": seconds, "overrides": found.overrides}
 
 
 def _choice(choice: LayoutCandidate, own: StepTime) -> _Json:

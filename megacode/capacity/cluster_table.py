@@ -184,9 +184,7 @@ def _failures(failures: _Json) -> str:
 def _advice(gpus: _Json) -> RenderableType:
     advice = gpus["advice"]
     if not advice["best"]:
-        return Text(
-            "no layout of this run fits these GPUs: use more of them, or GPUs with more memory", style="bold red"
-        )
+        return _none_fits(advice["smaller_optimizer"])
     figures = ("tensor", "pipeline", "context", "data", "micro\nbatch", "recompute", "GiB", "iteration", "time")
     table = FigureTable(*figures, figures=figures, padding=(0, 1, 0, 0))
     for row in advice["best"]:
@@ -207,6 +205,19 @@ def _advice(gpus: _Json) -> RenderableType:
         Text(_ranked(advice, gpus["memory"]["fits"])),
         table,
         Text("use " + " ".join(advice["best"][0]["overrides"]), style="dim"),
+    )
+
+
+def _none_fits(smaller: _Json | None) -> RenderableType:
+    refusal = "no layout of this run fits these GPUs: use more of them, or GPUs with more memory"
+    if smaller is None:
+        return Text(refusal, style="bold red")
+    changes = ", ".join(f"{name.partition('.')[2]}: {value}" for name, value in smaller["settings"].items())
+    need = f"{_gib(smaller['memory'])} GiB and {format_seconds(smaller['seconds'])}"
+    return Group(
+        Text(f"{refusal},", style="bold red"),
+        Text(f"or an optimizer that stores less (docs/optimizer_memory.md). It needs {need} with {changes}:"),
+        Text("use " + " ".join(smaller["overrides"]), style="dim"),
     )
 
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 from megacode.capacity import muon
 from megacode.capacity.activations import Layers
-from megacode.capacity.buffers import GRADIENT_BYTES, MATRICES, buffers, rank_parameters
+from megacode.capacity.buffers import MATRICES, buffers, rank_parameters
 from megacode.capacity.hardware import Hardware
 from megacode.capacity.layout import Layout
+from megacode.capacity.optimizer import gradient_bytes
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,8 @@ def data_parallel(place: Layout, hardware: Hardware, forward: float, backward: f
     connected = link(hardware, place.shards, parallel.tensor)
     sharded = parallel.distributed_optimizer
     # Muon's owners need whole gradients, so these are all-reduced.
-    gradients = connected.seconds(GRADIENT_BYTES * elements, buckets) * (1 if place.config.shards_as_mcore else 2)
+    times = 1 if place.config.shards_as_mcore else 2
+    gradients = connected.seconds(gradient_bytes(place.config) * elements, buckets) * times
     gathered = place.activation_bytes * elements
     if place.recipe is not None and place.recipe.param_gather:
         # Matrices held in FP8 travel as one byte per element.
@@ -166,4 +168,4 @@ def _tied(place: Layout, hardware: Hardware) -> float:
     if parallel.pipeline == 1 or not model.share_embeddings_and_output_weights:
         return 0.0
     shared = link(hardware, 2, place.gpus // parallel.pipeline)
-    return 2 * shared.seconds(GRADIENT_BYTES * place.vocabulary_rows * model.hidden_size)
+    return 2 * shared.seconds(gradient_bytes(place.config) * place.vocabulary_rows * model.hidden_size)

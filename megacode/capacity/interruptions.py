@@ -9,6 +9,7 @@ from megacode.capacity.buffers import MOMENT_BYTES, MOMENTUM_BYTES
 from megacode.capacity.costs import parameter_counts
 from megacode.capacity.hardware import Hardware
 from megacode.capacity.layout import Layout
+from megacode.capacity.optimizer import saved_bytes
 from megacode.config.quantity import Length
 from megacode.config.run import RunConfig
 
@@ -23,7 +24,7 @@ def checkpoint_bytes(config: RunConfig, vocab_size: int) -> int:
     # If all phases train with Muon, no checkpoint has two moments of the matrices.
     muon = all(config.optimizer_in(phase) == "muon" for phase in config.phases)
     saved = (MOMENT_BYTES - MOMENTUM_BYTES) * counts.in_layers if muon else 0
-    return (_WEIGHT_BYTES + MOMENT_BYTES) * counts.total - saved
+    return saved_bytes(config) * counts.total - saved
 
 
 def weight_bytes(config: RunConfig, vocab_size: int) -> int:

@@ -18,10 +18,11 @@ from megacode.capacity.activations import (
     per_token,
     working_tensors,
 )
-from megacode.capacity.buffers import countable, rank_parameters
+from megacode.capacity.buffers import buffers, countable, rank_parameters
 from megacode.capacity.hardware import GIB, Hardware
 from megacode.capacity.layout import Layout
 from megacode.capacity.muon import step_bytes
+from megacode.capacity.optimizer import gradient_bytes, widened_bytes
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Memory:
         activations: kept by the layers of all micro-batches in flight.
         head: kept after the last layer, without the logits.
         logits: on the last stage, with what is alive beside them at the peak.
-        working: gradients of one layer, as far as they exceed `logits`; with Muon at least what its step needs beyond
-            `activations`, `head` and `logits`.
+        working: gradients of one layer, as far as they exceed `logits`; at least what the end of an iteration needs
+            beyond `activations`, `head` and `logits`: copies of gradients and moments, or Muon's step.
         workspace, fragmentation: stated constants.
         context: memory outside torch's allocator: the CUDA context and NCCL.
     """
@@ -99,8 +100,9 @@ def stage_memory(place: Layout, stage: int, hardware: Hardware, layers: Layers) 
         workspace=hardware["workspace_gib"] * GIB,
         context=(hardware["context_gib"] + nccl) * GIB,
     )
-    # Muon's step comes when no activations are there: only its excess over them adds to the peak.
-    excess = max(0.0, step_bytes(place) - activations - head - logits - working)
+    # At the end of an iteration there are no activations: only the excess over them adds to the peak.
+    needed = max(step_bytes(place), _copies(place, stage))
+    excess = max(0.0, needed - activations - head - logits - working)
     memory = replace(memory, working=working + excess)
     return replace(memory, fragmentation=hardware["fragmentation"] * memory.tensors)
 
@@ -152,6 +154,20 @@ def _moving(place: Layout, stage: int, layers: Layers) -> tuple[float, float, fl
     working = place.tokens * (per_token(working_tensors(place, layers), recompute) + again)
     # The two moments exclude each other: only the excess over the logits adds to the peak.
     return activations, head, logits, max(0.0, working - logits)
+
+
+def _copies(place: Layout, stage: int) -> int:
+    """Return the bytes of copies: of bf16 gradients while they are reduced, or of moments while they are updated.
+
+    mcore receives the other ranks' bf16 gradients beside its own, and adds them in fp32.
+    """
+    chunks, config = buffers(place, stage), place.config
+    padded, owned = sum(buffer.elements for buffer in chunks), countable(place, stage).parameters // place.shards
+    largest = max(last - first for buffer in chunks for first, last in buffer.spans)
+    received = 0
+    if config.precision.gradients == "bf16" and place.shards > 1:
+        received = gradient_bytes(config) * padded
+    return max(received, widened_bytes(config, owned, largest))
 
 
 def fullest(place: Layout, hardware: Hardware, layers: Layers) -> Memory:

@@ -19,6 +19,7 @@ from megacode.capacity.buffers import countable
 from megacode.capacity.costs import keys_seen
 from megacode.capacity.hardware import Hardware
 from megacode.capacity.layout import Layout
+from megacode.capacity.optimizer import gradient_bytes, step_traffic_saved
 from megacode.capacity.traffic import casts, layer_traffic, loss_passes, output_casts
 
 _FULL_WIDTH = 128  # channels of a head that fill the tensor cores
@@ -224,5 +225,8 @@ def _optimizer(place: Layout, hardware: Hardware) -> float:
     share = counted.parameters / (place.shards if place.config.parallel.distributed_optimizer else 1)
     # The optimizer's step is sharded over ranks; accumulating gradients is not.
     moved = hardware["accumulation_bytes"] * counted.parameters * place.micro_batches
-    moved += hardware["gradient_bytes"] * counted.parameters + hardware["optimizer_bytes"] * share
+    precision = place.config.precision
+    # The constants are those of fp32 states.
+    cleared = hardware["gradient_bytes"] * gradient_bytes(place.config) / 4
+    moved += cleared * counted.parameters + (hardware["optimizer_bytes"] - step_traffic_saved(precision)) * share
     return moved / rate

@@ -83,7 +83,7 @@ class Writer:
         places = _places(self._blocks)
         place = next(places)
         for piece in pieces:
-            data = piece.data.reshape(-1).view(torch.uint8)
+            data = piece.whole().reshape(-1).view(torch.uint8)
             while len(data):
                 if not len(place):
                     place = next(places)

@@ -14,6 +14,13 @@ from typing import TYPE_CHECKING
 from megacode.base.errors import Problem
 from megacode.config.fp8_rules import fp8_divides_the_matrices, fp8_leaves_layers, fp8_parameters_stay_fp8
 from megacode.config.model_rules import MODEL_RULES
+from megacode.config.optimizer_memory_rules import (
+    reduced_gradients_need_single_buckets,
+    reduced_states_are_adams,
+    reduced_states_need_bf16_matrices,
+    reduced_states_need_bf16_weights,
+    reduced_states_need_sharding,
+)
 from megacode.config.optimizer_rules import muon_needs_whole_updates
 from megacode.config.suggestions import divisors, nearest_divisors, neighbours
 
@@ -147,5 +154,10 @@ RULES: tuple[Rule, ...] = (
     fp8_divides_the_matrices,
     fp8_leaves_layers,
     fp8_parameters_stay_fp8,
+    reduced_states_need_bf16_weights,
+    reduced_states_need_sharding,
+    reduced_states_need_bf16_matrices,
+    reduced_states_are_adams,
+    reduced_gradients_need_single_buckets,
     muon_needs_whole_updates,
 )

@@ -163,15 +163,27 @@ class Precision(Frozen):
     """Number formats, and which layers compute with them.
 
     Attributes:
-        dtype: of parameters and activations; the optimizer keeps fp32 masters.
+        dtype: of parameters and activations.
+        moments: how Adam's two moments are stored.
+        masters: how the optimizer's fp32 weights are stored: whole, or as the 16 bits that the bf16 weight lacks.
+        gradients: how gradients are accumulated over micro-batches; `bf16`: and sent between ranks.
         fp8: `none`, or a recipe; a phase may override it.
         transformer_impl: Transformer Engine's layers (`transformer_engine`), megacode's own (`local`), or Transformer
             Engine's where they can run (`auto`). Checkpoints are the same.
     """
 
     dtype: Literal["fp32", "bf16"] = "bf16"
+    moments: Literal["fp32", "bf16"] = "fp32"
+    masters: Literal["fp32", "bf16_remainder"] = "fp32"
+    gradients: Literal["fp32", "bf16"] = "fp32"
     fp8: Fp8OrNone = "none"
     transformer_impl: Literal["auto", "local", "transformer_engine"] = "auto"
+
+    @property
+    def reduced(self) -> tuple[str, ...]:
+        """The settings by which an optimizer takes less memory than with fp32 alone."""
+        names = ("moments", "masters", "gradients")
+        return tuple(name for name in names if getattr(self, name) != "fp32")
 
 
 class CheckpointPolicy(Frozen):

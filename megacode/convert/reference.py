@@ -157,7 +157,7 @@ class Reference:
 
         module.to_empty(device=self._device)
         # After to_empty only this module has memory, so only its pieces are not meta.
-        held = [piece for piece in checkpoint_pieces.weights(self._rank_model) if not piece.data.is_meta]
+        held = [piece for piece in checkpoint_pieces.weights(self._rank_model) if not piece.whole().is_meta]
         # `cut` narrows what is read; the embedding's other rows stay uninitialised and unused.
         self._fill([part for piece in held for part in cut(piece)] if cut else held)
         yield module
@@ -167,7 +167,7 @@ class Reference:
         self._reader.fill(pieces)
         if self._dtype != torch.float32:
             for piece in pieces:
-                piece.data.copy_(piece.data.to(self._dtype))
+                piece.data.copy_(piece.whole().to(self._dtype))
 
     def _sequence_first(self, hidden: Tensor) -> Tensor:
         return hidden.transpose(0, 1).contiguous().to(self._device)

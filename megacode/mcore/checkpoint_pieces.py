@@ -21,6 +21,7 @@ from torch import Tensor
 from megacode.mcore import optimizer_state
 from megacode.mcore.optimizer_state import WEIGHT
 from megacode.mcore.rank_model import RankModel
+from megacode.mcore.remainder import SplitWeights
 from megacode.mcore.sharding import VOCABULARY, model_state
 
 
@@ -38,7 +39,11 @@ class Piece:
     name: str
     shape: tuple[int, ...]
     offset: tuple[int, ...]
-    data: Tensor
+    data: Tensor | SplitWeights
+
+    def whole(self) -> Tensor:
+        """Return the box as one tensor: `data`, or a copy of it if it is stored in two."""
+        return self.data.joined() if isinstance(self.data, SplitWeights) else self.data
 
 
 @dataclass(frozen=True)

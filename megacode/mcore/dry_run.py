@@ -28,6 +28,7 @@ from megacode.capacity.layout import Layout
 from megacode.config.run import RunConfig
 from megacode.mcore import device, groups
 from megacode.mcore.groups import Ranks
+from megacode.mcore.remainder import SplitWeights
 
 _KINDS = {
     "word_embeddings": "embedding",
@@ -220,12 +221,14 @@ def _bytes(tensors: list[torch.Tensor]) -> int:
 
 
 def _optimizer_bytes(optimizer: Any) -> int:
-    """Return the bytes of moments and momentum, and of the fp32 masters unless the weights are fp32 themselves."""
+    """Return the bytes of moments and momentum, and of the masters unless the weights are fp32 themselves."""
     from megacode.mcore.optimizer_state import held, prime
 
     with _without_memory():
         prime(optimizer)
         runs = list(held(optimizer))
     masters = [run.tensors["model"] for run in runs if run.parameter.dtype != torch.float32]
+    # Of a weight in two halves, the upper one is the model's.
+    own = [weight.low if isinstance(weight, SplitWeights) else weight for weight in masters]
     moments = [tensor for run in runs for name, tensor in run.tensors.items() if name != "model"]
-    return _bytes([*masters, *moments])
+    return _bytes([*own, *moments])

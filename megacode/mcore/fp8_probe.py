@@ -14,6 +14,7 @@ from torch import Tensor
 from megacode.config.training import Fp8
 from megacode.mcore import checkpoint_pieces, fp8_scales, gradient_norms, groups, optimizer_state, precision
 from megacode.mcore.micro_batch import MicroBatch
+from megacode.mcore.optimizer import gradient_of
 from megacode.mcore.rank_model import RankModel
 from megacode.mcore.step import Losses, backward
 
@@ -79,9 +80,9 @@ def _gradients(rank_model: RankModel) -> dict[int, tuple[str, Tensor]]:
     optimizer_state.prime(rank_model.optimizer)
     held = optimizer_state.held(rank_model.optimizer)
     return {
-        number: (names[id(item.parameter)], item.main.grad)
+        number: (names[id(item.parameter)], gradient)
         for number, item in enumerate(held)
-        if item.main.grad is not None
+        if (gradient := gradient_of(item.main)) is not None
     }
 
 
@@ -101,7 +102,7 @@ def _distances(rank_model: RankModel, kept: dict[int, Tensor]) -> dict[str, floa
 
 
 def _square(x: Tensor) -> float:
-    return float(torch.linalg.vector_norm(x)) ** 2
+    return float(torch.linalg.vector_norm(x, dtype=torch.float32)) ** 2
 
 
 def _kind(name: str) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from megacode.mcore import groups, optimizer_state
+from megacode.mcore.optimizer import gradient_of
 from megacode.mcore.rank_model import RankModel
 from megacode.mcore.sharding import model_state
 
@@ -31,10 +32,11 @@ def by_parameter(rank_model: RankModel) -> dict[str, float]:
     squares: dict[str, float] = {}
     optimizer_state.prime(rank_model.optimizer)
     for held in optimizer_state.held(rank_model.optimizer):
-        if held.main.grad is not None and _counts(rank_model, held):
+        gradient = gradient_of(held.main)
+        if gradient is not None and _counts(rank_model, held):
             # In fp64: squares of a gradient that explodes overflow fp32, and its finite norm would read as inf.
             name = known[id(held.parameter)]
-            squares[name] = squares.get(name, 0.0) + float(torch.linalg.vector_norm(held.main.grad.double())) ** 2
+            squares[name] = squares.get(name, 0.0) + float(torch.linalg.vector_norm(gradient.double())) ** 2
     total: dict[str, float] = {}
     # Slices and runs of one parameter are on several ranks, and their squares add up.
     for squares_of_rank in groups.gather_objects(squares):

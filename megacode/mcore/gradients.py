@@ -68,10 +68,22 @@ def prepare(chunks: list[Any]) -> None:
             # mcore's optimizer gathers the parameters after each step. With one rank that copies them onto themselves.
             chunk.start_param_sync = _nothing_to_gather
         _accumulate_in_place(chunk, announced=settings.overlap_grad_reduce)
+    if not settings.reduce_scatter_with_fp32_accumulation:
+        _reduce_with_torch()
     # Without `no_sync` mcore would count gradients of every micro-batch as final, and reduce each bucket too early.
     if settings.overlap_grad_reduce:
         no_sync = [chunk.no_sync for chunk in chunks]
         config.no_sync_func = no_sync if len(chunks) > 1 else no_sync[0]
+
+
+def _reduce_with_torch() -> None:
+    """Reduce gradients with torch's function again, after a model of this process with bf16 gradients.
+
+    mcore sets the other one for the whole process. With overlap, the next model would not wait for its sums.
+    """
+    from megatron.core.distributed import param_and_grad_buffer
+
+    param_and_grad_buffer.dist_reduce_scatter_func = torch.distributed.reduce_scatter_tensor
 
 
 def _accumulate_in_place(chunk: Any, announced: bool) -> None:

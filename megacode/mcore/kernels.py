@@ -54,7 +54,7 @@ def weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor | Non
         torch.addmm(main, gradient.t(), x, out_dtype=torch.float32, out=main)
     elif apex.add_weight_gradient(gradient, x, main):
         pass
-    elif len(x) * weight.numel() < _SMALL and main.dtype == x.dtype:
+    elif main.dtype == x.dtype and (x.is_cuda or len(x) * weight.numel() < _SMALL):
         main.addmm_(gradient.t(), x)
     else:
         main.add_(_outer(gradient, x))
@@ -128,10 +128,28 @@ class Lookup(torch.autograd.Function):
         rows, where = gradient.flatten(0, -2), (tokens.flatten(),)
         if getattr(weight, "accumulates", False):
             weight.grad_added_to_main_grad = True
-            weight.main_grad.index_put_(where, rows.to(weight.main_grad.dtype), accumulate=True)
+            _add_rows(weight.main_grad, where, rows)
             # With tied embeddings the output layer's product already delivers the stand-in.
             return None if getattr(weight, "multiplied_too", False) else stand_in(weight), None
         return torch.zeros_like(weight).index_put_(where, rows.to(weight.dtype), accumulate=True), None
+
+
+def _add_rows(gradient: Tensor, where: tuple[Tensor], rows: Tensor) -> None:
+    """Add a gradient for each looked-up row, in a reproducible order.
+
+    Args:
+        gradient: [vocabulary, h] fp32 or bf16, written in place.
+        where: int64 [n], the rows' numbers.
+        rows: [n, h].
+    """
+    if gradient.dtype == torch.float32:
+        gradient.index_put_(where, rows.float(), accumulate=True)
+        return
+    # A frequent token would be added hundreds of times, each time rounded. So equal tokens are added in fp32 first.
+    found, place = torch.unique(where[0], return_inverse=True)
+    sums = torch.zeros(len(found), rows.size(-1), dtype=torch.float32, device=rows.device)
+    sums.index_put_((place,), rows.float(), accumulate=True)
+    gradient[found] = (sums + gradient[found]).to(gradient.dtype)
 
 
 class RootMeanSquareNorm(torch.autograd.Function):

@@ -1,7 +1,8 @@
 """mcore's AdamW: replicated or sharded over data-parallel ranks, with fp32 masters if parameters are bf16.
 
-Where a phase trains with Muon, an optimizer of ours stands in its place (`muon`), with the same interface. The learning
-rate is a function of the clock, set before each step; mcore's scheduler is not used.
+Where a phase trains with Muon, an optimizer of ours stands in its place (`muon`), with the same interface. With states
+in less than fp32, AdamW updates the bf16 weights themselves, and keeps what they lack (`low_precision_adam`). The
+learning rate is a function of the clock, set before each step; mcore's scheduler is not used.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch.distributed as dist
 
 from megacode.config.run import RunConfig
 from megacode.config.training import OptimizerName
-from megacode.mcore import device, translate
+from megacode.mcore import device, low_precision_adam, translate
 from megacode.mcore.muon import MuonOptimizer
 
 
@@ -33,6 +34,12 @@ def build_optimizer(config: RunConfig, chunks: list[Any]) -> Any:
         config_overrides=_exemptions(config.train.weight_decay_exempt),
         use_gloo_process_groups=False,
     )
+    if config.precision.reduced:
+        for inner in inner_optimizers(optimizer):
+            if not device.on_gpu():
+                low_precision_adam.put_into(inner, config.precision)
+            if config.precision.moments != "fp32":
+                low_precision_adam.step_in_slices(inner)
     configure(config, optimizer)
     if config.precision.dtype == "fp32":
         for inner in inner_optimizers(optimizer):
@@ -142,9 +149,17 @@ def update(optimizer: Any, norm: float, clip_grad: float) -> None:
 def _multiply(optimizer: Any, factor: float) -> None:
     """Multiply the prepared gradients that this rank's optimizer holds; if it is sharded, that is its share."""
     # One kernel over a list of tensors; a loop would launch one per tensor.
-    gradients = [p.grad for inner in inner_optimizers(optimizer) for p in inner.get_parameters() if p.grad is not None]
+    held = (gradient_of(p) for inner in inner_optimizers(optimizer) for p in inner.get_parameters())
+    gradients = [gradient for gradient in held if gradient is not None]
     if gradients:
         torch._foreach_mul_(gradients, factor)
+
+
+def gradient_of(parameter: torch.Tensor) -> torch.Tensor | None:
+    """Return the prepared gradient of a tensor that the optimizer updates, fp32 or bf16; None if there is none."""
+    # With states in less than fp32 the parameter is bf16, and torch allows no `grad` of another type.
+    decoupled = getattr(parameter, "decoupled_grad", None)
+    return parameter.grad if decoupled is None else decoupled
 
 
 @torch.no_grad()
@@ -155,6 +170,7 @@ def restore_weights(chunks: list[Any], optimizer: Any) -> None:
     """
     for inner in inner_optimizers(optimizer):
         inner._copy_main_params_to_model_params()
+        low_precision_adam.round_masters(inner.optimizer)
     for chunk in chunks:
         if chunk.ddp_config.use_distributed_optimizer:
             # Forced: with overlap the gather would only start here, and end in the next forward pass.
@@ -168,7 +184,8 @@ def gradient_norm(optimizer: Any) -> float:
     gradients = [gradient for inner in inner_optimizers(optimizer) for gradient in inner.get_main_grads_for_grad_norm()]
     square = torch.zeros((), device=device.device())
     if gradients:
-        square = torch.stack(torch._foreach_norm(gradients)).square().sum()
+        # In fp32 for bf16 gradients too: a norm in their own type has three digits.
+        square = torch.stack(torch._foreach_norm(gradients, dtype=torch.float32)).square().sum()
     group = optimizer.get_grad_stats_parallel_group()
     if group.size() > 1:
         dist.all_reduce(square, group=group)

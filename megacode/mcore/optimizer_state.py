@@ -1,8 +1,9 @@
 """A uniform view of the optimizer's state, in each of mcore's forms and in ours for Muon (`muon`, `owners`).
 
-mcore's are plain fp32, with fp32 masters, or sharded. Each form keeps the same fp32 tensors in different places: the
-weight itself, and Adam's two moments or Muon's momentum. With mcore's distributed optimizer a data-parallel rank holds
-a run of elements that cuts through rows and parameters. Otherwise it holds all elements of its tensor-parallel slice.
+mcore's are plain fp32, with fp32 masters, or sharded. Each form keeps the same tensors in different places: the fp32
+weight itself, and Adam's two moments or Muon's momentum. With states in less than fp32, moments may be bf16, and the
+weight two tensors (`remainder`). With mcore's distributed optimizer a data-parallel rank holds a run of elements that
+cuts through rows and parameters. Otherwise it holds all elements of its tensor-parallel slice.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from torch import Tensor
 
 from megacode.config.run import RunConfig
 from megacode.config.training import OptimizerName
+from megacode.mcore.low_precision_adam import MASTERS
 from megacode.mcore.muon import MOMENTUM, MuonOptimizer
 from megacode.mcore.optimizer import inner_optimizers, use
+from megacode.mcore.remainder import SplitWeights
 
 WEIGHT = "model"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -33,15 +36,15 @@ class Held:
         start: number of the first element, in the slice's own order.
         sharded: True: no other data-parallel rank holds these elements. False: all of them do.
         main: the tensor that the optimizer updates; between `optimizer.measure` and the step its `grad` is set.
-        tensors: `model`, the fp32 weights, and the state by name: fp32, flat, all of one length. AdamW keeps two
-            moments of each parameter, Muon the momentum of each matrix.
+        tensors: `model`, the fp32 weights, whole or split, and the state by name, fp32 or bf16; flat, all of one
+            length. AdamW keeps two moments of each parameter, Muon the momentum of each matrix.
     """
 
     parameter: Tensor
     start: int
     sharded: bool
     main: Tensor
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Tensor | SplitWeights]
 
 
 def held(optimizer: Any) -> Iterator[Held]:
@@ -82,10 +85,14 @@ def _whole(inner: Any) -> Iterator[Held]:
             yield Held(masters.get(id(main), main), 0, False, main, _tensors(inner, main))
 
 
-def _tensors(inner: Any, main: Tensor) -> dict[str, Tensor]:
+def _tensors(inner: Any, main: Tensor) -> dict[str, Tensor | SplitWeights]:
     state = inner.optimizer.state[main]
-    tensors = {WEIGHT: main.detach(), **{name: state[name] for name in MOMENTS}}
-    assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
+    weights = main.detach()
+    masters = state.get(MASTERS, weights)
+    split = masters.dtype == torch.int16
+    moments = {name: state[name] for name in MOMENTS}
+    tensors = {WEIGHT: SplitWeights(weights, masters) if split else masters, **moments}
+    assert tensors[WEIGHT].dtype == torch.float32
     # Views, so that loading a checkpoint into them changes the optimizer.
     return {name: tensor.view(-1) for name, tensor in tensors.items()}
 
@@ -94,6 +101,13 @@ def _tensors(inner: Any, main: Tensor) -> dict[str, Tensor]:
 def prime(optimizer: Any) -> None:
     """Give each parameter without state the state that Adam would make in its first step."""
     for inner in inner_optimizers(optimizer):
+        muon = isinstance(inner, MuonOptimizer)
+        if not muon and inner.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8:
+            # Not by mcore's function, which knows neither the types of these states nor that there are masters.
+            for main in inner.get_parameters():
+                if not inner.optimizer.state[main]:
+                    inner.optimizer.initialize_state(main, inner.optimizer.store_param_remainders)
+            continue
         inner.init_state_fn(inner.optimizer)
         if isinstance(inner.optimizer, torch.optim.AdamW):
             # mcore's init function makes the moments only; torch's fused kernel also expects a counter.
@@ -108,10 +122,12 @@ def step_counts(optimizer: Any) -> dict[str, int]:
             steps, matrices = inner.steps(of_matrices=False) or 0, inner.steps(of_matrices=True)
             return {STEPS: steps} if matrices in (None, steps) else {STEPS: steps, MATRIX_STEPS: matrices}
         for group in inner.optimizer.param_groups:
+            if not group["params"]:
+                continue  # its counter may stand still
             if "step" in group:  # Transformer Engine's and apex's Adam count per group
                 return {STEPS: int(group["step"])}
             for main in group["params"]:
-                return {STEPS: int(inner.optimizer.state[main]["step"])}
+                return {STEPS: int(inner.optimizer.state[main].get("step", 0))}
     return {STEPS: 0}
 
 

@@ -10,6 +10,7 @@ from importlib import metadata
 from typing import get_args
 
 from megacode.base.errors import Problem
+from megacode.config.optimizer_memory_rules import first_reduced
 from megacode.config.run import RunConfig
 from megacode.config.training import Fp8
 from megacode.mcore.version import parse
@@ -83,6 +84,9 @@ def problems(config: RunConfig) -> Iterator[Problem]:
     if used(config) and config.precision.dtype != "bf16":
         what = "Transformer Engine's attention does not support fp32"
         yield Problem(what, "precision.transformer_impl", "use transformer_impl: auto, or precision.dtype: bf16")
+    if config.precision.reduced and _on_gpu() and why:
+        what = f"{first_reduced(config.precision)} need Transformer Engine's Adam: {why}"
+        yield Problem(what, f"precision.{config.precision.reduced[0]}", f"{_INSTALL}, or set it to fp32")
     for recipe in config.fp8_recipes:
         yield from _recipe_problems(config, recipe, why)
 

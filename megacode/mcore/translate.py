@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from megacode.capacity.costs import padded_vocabulary
 from megacode.config.model import ModelConfig
 from megacode.config.run import RunConfig
-from megacode.config.training import Fp8
+from megacode.config.training import Fp8, Precision
 from megacode.mcore import device
 
 if TYPE_CHECKING:
@@ -160,10 +160,12 @@ def ddp_config(config: RunConfig) -> DistributedDataParallelConfig:
     """Return mcore's config of how gradients are accumulated and reduced."""
     from megatron.core.distributed import DistributedDataParallelConfig
 
-    recipe = fp8_parameters(config)
+    recipe, wide = fp8_parameters(config), config.precision.gradients == "fp32"
     return DistributedDataParallelConfig(
         # Costs 4 bytes per parameter instead of 2. In bf16, sums over many micro-batches lose small gradients.
-        grad_reduce_in_fp32=True,
+        grad_reduce_in_fp32=wide,
+        # Ranks exchange bf16 parts, and each adds those of its share in fp32. NCCL would round after each addition.
+        reduce_scatter_with_fp32_accumulation=not wide and not _alone(),
         overlap_grad_reduce=config.parallel.overlap_grad_reduce and not _alone(),
         overlap_param_gather=config.parallel.overlap_param_gather and not _alone(),
         fp8_param_gather=recipe is not None,
@@ -184,7 +186,7 @@ def optimizer_config(config: RunConfig) -> OptimizerConfig:
     from megatron.core.optimizer import OptimizerConfig
 
     train, recipe = config.train, fp8_parameters(config)
-    return OptimizerConfig(
+    settings = OptimizerConfig(
         optimizer="adam",
         lr=0.0,
         # mcore compares it with numbers, and fails on its own default of None.
@@ -200,4 +202,23 @@ def optimizer_config(config: RunConfig) -> OptimizerConfig:
         overlap_param_gather=config.parallel.overlap_param_gather and not _alone(),
         fp8_recipe=None if recipe is None else recipe.recipe,
         reuse_grad_buf_for_mxfp8_param_ag=recipe is not None and recipe.recipe == "mxfp8",
+        **_reduced_states(config.precision),
     )
+    if config.precision.reduced:
+        # mcore derives it on GPUs, and refuses without FusedAdam, which `low_precision_adam` replaces on CPUs.
+        settings.use_precision_aware_optimizer_no_fp8_or_ds_fp8 = True
+    return settings
+
+
+def _reduced_states(precision: Precision) -> dict[str, Any]:
+    """Return the settings of Transformer Engine's Adam with states in less than fp32; empty on a CPU."""
+    if not precision.reduced or not device.on_gpu():
+        return {}
+    moments = DTYPES[precision.moments]
+    return {
+        "use_precision_aware_optimizer": True,
+        "store_param_remainders": precision.masters == "bf16_remainder",
+        "main_grads_dtype": DTYPES[precision.gradients],
+        "exp_avg_dtype": moments,
+        "exp_avg_sq_dtype": moments,
+    }

@@ -44,8 +44,9 @@ _TABLE = {
         train.weight_decay train.adam_beta1 train.adam_beta2 train.adam_eps train.weight_decay_exempt
         train.clip_grad train.z_loss""",
     "attention mask": "train.isolate_documents",
-    "number formats": """precision.dtype precision.fp8 phases.*.fp8 health.fp8_probe.policy health.fp8_probe.every
-        health.fp8_probe.loss health.fp8_probe.gradient health.fp8_probe.patience""",
+    "number formats": """precision.dtype precision.moments precision.masters precision.gradients precision.fp8
+        phases.*.fp8 health.fp8_probe.policy health.fp8_probe.every health.fp8_probe.loss health.fp8_probe.gradient
+        health.fp8_probe.patience""",
     "withheld samples": "health.spikes.policy health.spikes.window health.spikes.threshold health.spikes.withhold",
 }
 EFFECTS: Mapping[str, str] = {key: effect for effect, keys in _TABLE.items() for key in keys.split()}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 from rich.padding import Padding
 
@@ -16,10 +17,11 @@ from megacode.base.errors import ConfigError, PlanError
 from megacode.capacity.advice import choices
 from megacode.capacity.cluster import Cluster, check_feasible, cluster_document
 from megacode.capacity.cluster_table import headline, render_cluster, render_dry_run
+from megacode.capacity.communication import data_parallel
 from megacode.capacity.costs import flops_per_token, parameters
 from megacode.capacity.hardware import load_hardware
 from megacode.capacity.layout import Layout
-from megacode.config.loading import load_config
+from megacode.config.loading import load_config, validate
 from megacode.config.training import Fp8
 
 Place = Callable[..., Layout]
@@ -180,3 +182,54 @@ def test_a_layout_beyond_its_gpu_or_close_to_it_is_said(place: Place) -> None:
     assert "other layouts fit" in text
     tight = {**over, "memory": {**over["memory"], "fits": True, "tight": True}}
     assert "tight in 79.1" in rendered(tight)
+
+
+def eight_billion(**precision: str) -> Layout:
+    run = validate(yaml.safe_load(RUN) | {"precision": precision}, "run.yaml")
+    return Layout(run, 1, run.model.vocab_size or 0)
+
+
+def test_a_run_that_no_layout_makes_fit_is_shown_the_optimizer_that_does(tmp_path: Path) -> None:
+    """8B parameters on one GPU: with fp32 states alone 18 bytes each, or 135 GiB before any activation."""
+    found = document(eight_billion(), gpu="H200")
+    assert found["advice"]["best"] == []
+    smaller = found["advice"]["smaller_optimizer"]
+    assert smaller["settings"] == {"precision.masters": "bf16_remainder"}
+    text = rendered(found)
+    assert "an optimizer that stores less" in text
+    assert "precision.masters=bf16_remainder" in text
+    with pytest.raises(PlanError) as caught:
+        check_feasible({"gpus": found})
+    assert caught.value.problems[0].fix == "use " + " ".join(smaller["overrides"])
+    (tmp_path / "run.yaml").write_text(RUN)
+    advised = Layout(load_config(tmp_path / "run.yaml", smaller["overrides"]), 1, 128256)
+    assert document(advised, gpu="H200")["memory"]["fits"]
+
+
+def test_the_smallest_optimizer_fits_8b_on_one_gpu_without_recomputation() -> None:
+    found = document(eight_billion(moments="bf16", masters="bf16_remainder", gradients="bf16"), gpu="H200")
+    assert found["memory"]["fits"]
+    assert not found["memory"]["tight"]
+    assert found["memory"]["optimizer"] == 6 * 8_030_261_248
+
+
+def test_no_optimizer_is_proposed_where_none_suffices_or_none_is_allowed() -> None:
+    assert document(eight_billion(), gpu="A100")["advice"]["smaller_optimizer"] is None
+    assert document(eight_billion(dtype="fp32"), gpu="H200")["advice"]["smaller_optimizer"] is None
+    assert "or an optimizer" not in rendered(document(eight_billion(), gpu="A100"))
+
+
+def test_the_proposal_turns_sharding_on_where_the_config_turned_it_off() -> None:
+    run = validate(yaml.safe_load(RUN) | {"parallel": {"distributed_optimizer": False}}, "run.yaml")
+    smaller = document(Layout(run, 1, run.model.vocab_size or 0), gpu="H200")["advice"]["smaller_optimizer"]
+    assert "parallel.distributed_optimizer=true" in smaller["overrides"]
+
+
+def test_bf16_gradients_halve_what_ranks_exchange(place: Place) -> None:
+    hardware = load_hardware("H100")
+    times = [
+        data_parallel(place(64, model=WIDE, precision=precision), hardware, 0, 0)
+        for precision in ({}, {"gradients": "bf16"})
+    ]
+    assert times[1].gradients == pytest.approx(times[0].gradients / 2, rel=0.01)  # latencies stay
+    assert times[1].weights == times[0].weights

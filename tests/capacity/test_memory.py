@@ -192,3 +192,32 @@ def test_gpus_that_are_no_whole_copies_and_batches_that_do_not_divide_are_refuse
         ConfigError, match=r"parallel: global_batch_size 64 is not divisible by 6.*\n.*use 8 or 16 GPUs"
     ):
         place(12, parallel={"tensor": 2}).check()
+
+
+@pytest.mark.parametrize("moments", ["fp32", "bf16"])
+@pytest.mark.parametrize("masters", ["fp32", "bf16_remainder"])
+@pytest.mark.parametrize("gradients", ["fp32", "bf16"])
+def test_every_format_of_the_optimizer_has_its_bytes(place: Place, moments: str, masters: str, gradients: str) -> None:
+    count = parameters(place().config.model, 32768)
+    changes = {"moments": moments, "masters": masters, "gradients": gradients}
+    found = countable(place(precision=changes), 0)
+    each = {"moments": 8 if moments == "fp32" else 4, "masters": 4 if masters == "fp32" else 2}
+    assert found.optimizer == sum(each.values()) * count
+    assert found.gradients == (4 if gradients == "fp32" else 2) * count
+    assert found.weights == 2 * count
+
+
+def test_copies_at_the_end_of_an_iteration_count_where_they_exceed_the_activations(
+    place: Place, h100: Hardware
+) -> None:
+    def working(gpus: int, **precision: str) -> float:
+        tiny = {"seq_length": 128, "global_batch_size": 4 * gpus}
+        return stage_memory(place(gpus, precision=precision, train=tiny), 0, h100, "transformer_engine").working
+
+    plain, parameters_here = working(4), rank_parameters(place(), 0).total
+    assert working(4, masters="bf16_remainder") == plain
+    # All gradients of the other ranks, 2 bytes each, less the activations; fp32 copies of a quarter of both moments.
+    assert 1.5 * parameters_here < working(4, gradients="bf16") < 2 * parameters_here
+    assert plain < working(4, moments="bf16") <= 8 * parameters_here / 4
+    assert working(1, gradients="bf16") == working(1)
+    assert working(1, moments="bf16") <= 8 * 2**26

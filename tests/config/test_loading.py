@@ -174,6 +174,16 @@ def test_every_mistake_is_reported_at_once(tmp_path: Path) -> None:
         ("train.z_loss=-1", "give at least 0"),
         ("precision.fp8={recipe: delay}", "precision.fp8.recipe: 'delay' is not a valid value"),
         ("precision.fp8=all", "precision.fp8: 'all' is not a valid value"),
+        ("precision.moments=fp8", "precision.moments: 'fp8' is not a valid value\n    use one of 'fp32' or 'bf16'"),
+        (
+            "precision={dtype: fp32, moments: bf16, gradients: bf16}",
+            "precision.moments: moments in bf16 need bf16 weights, and precision.dtype is fp32\n    set "
+            "precision.dtype: bf16, or precision.moments: fp32 and precision.gradients: fp32",
+        ),
+        (
+            "precision={gradients: bf16, fp8: {recipe: tensorwise, param_gather: true}}",
+            "precision.gradients: gradients in bf16 do not work with precision.fp8.param_gather",
+        ),
         ("sources.text.max_epoch=3", "did you mean max_epochs?"),
         ("phases.0.tokns=3", "did you mean tokens?"),
         ("name=a b", "use letters, digits"),
@@ -195,6 +205,35 @@ def test_every_mistake_is_reported_at_once(tmp_path: Path) -> None:
 )
 def test_each_rule_says_what_where_and_how_to_fix(tmp_path: Path, override: str, expected: str) -> None:
     assert expected in mistakes(tmp_path, override)
+
+
+def test_an_optimizer_that_stores_less_needs_sharding_and_adamw(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(GOOD)
+    changes = ["precision.masters=bf16_remainder", "train.optimizer=muon", "parallel.distributed_optimizer=false"]
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "run.yaml", changes)
+    assert [problem.what for problem in caught.value.problems] == [
+        "masters as remainders need the distributed optimizer",
+        "masters as remainders need AdamW, and a phase trains with Muon",
+    ]
+    assert all(problem.where.endswith("precision.masters") for problem in caught.value.problems)
+
+
+def test_bf16_gradients_of_tied_interleaved_stages_are_not_reduced_with_overlap(tmp_path: Path) -> None:
+    settings = {
+        "precision.gradients": "bf16",
+        "model.share_embeddings_and_output_weights": "true",
+        "model.num_layers": "4",
+        "parallel.pipeline": "2",
+        "parallel.virtual_pipeline": "2",
+        "parallel.overlap_grad_reduce": "true",
+    }
+    given = [f"{key}={value}" for key, value in settings.items()]
+    assert "an interleaved pipeline with tied embeddings" in mistakes(tmp_path, *given)
+    run = tmp_path / "run.yaml"
+    for allowed in ("parallel.overlap_grad_reduce=false", "parallel.virtual_pipeline=null", "precision.gradients=fp32"):
+        changed = [one for one in given if one.partition("=")[0] != allowed.partition("=")[0]]
+        assert load_config(run, [*changed, allowed]).parallel.pipeline == 2
 
 
 def test_a_file_that_is_no_config_is_named(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from megacode.checkpoint import tensors
 from megacode.config.training import Fp8
-from megacode.mcore import fp8_probe, fp8_scales, groups, precision
+from megacode.mcore import fp8_probe, fp8_scales, groups, low_precision_adam, optimizer_state, precision
 from megacode.mcore.build import build
 from megacode.mcore.fp8_calibration import calibrate
 from megacode.mcore.rank_model import RankModel
@@ -32,6 +32,12 @@ MODELS: dict[str, dict[str, Any]] = {
     "selective": {"model": {**SHAPE}, "parallel": {"recompute": "selective"}},
     "overlap": {"model": {**SHAPE}, "parallel": {"distributed_optimizer": True, "overlap_grad_reduce": True}},
     **{name: {**case, "model": {**SHAPE, **case["model"]}} for name, case in decoders.CASES.items()},
+}
+OPTIMIZERS: dict[str, dict[str, str]] = {
+    "masters": {"masters": "bf16_remainder"},
+    "moments": {"moments": "bf16"},
+    "gradients": {"gradients": "bf16"},
+    "all": {"moments": "bf16", "masters": "bf16_remainder", "gradients": "bf16"},
 }
 RECIPES = ("delayed", "tensorwise", "blockwise")
 
@@ -207,10 +213,47 @@ def rounding() -> float:
     return float((theirs - ours).abs().max() / ours.abs().max())
 
 
+def smaller_optimizers() -> dict[str, Any]:
+    """Train with optimizer states in less than fp32, by Transformer Engine's Adam and by ours in its place.
+
+    Returns:
+        By setting: losses of the `engine` and of `ours`; `apart`, the largest relative distance of a master or moment
+        after the first iteration; and those of the engine after a save, `went_on` and `resumed`.
+    """
+    found = {}
+    for name, changed in OPTIMIZERS.items():
+        case = {**MODELS["sequential"], "parallel": {"distributed_optimizer": True}, "precision": changed}
+        engine, ours = started(case, "local"), started(case, "local")
+        for inner in ours.optimizer.chained_optimizers:
+            low_precision_adam.put_into(inner, ours.config.precision)
+        first = losses(engine, 0, 1), losses(ours, 0, 1)
+        apart = max(_apart(a, b) for a, b in zip(_states(engine), _states(ours), strict=True))
+        both = losses(engine, 1, 9), losses(ours, 1, 9)
+        with tempfile.TemporaryDirectory() as directory:
+            _save(engine, Path(directory))
+            went_on, other = losses(engine, 10, 5), started(case, "local")
+            tensors.load(other, Path(directory))
+            resumed = losses(other, 10, 5)
+        found[name] = {"engine": first[0] + both[0], "ours": first[1] + both[1], "apart": apart}
+        found[name] |= {"went_on": went_on, "resumed": resumed}
+    return found
+
+
+def _states(rank_model: RankModel) -> list[torch.Tensor]:
+    held = optimizer_state.held(rank_model.optimizer)
+    tensors_ = [tensor for one in held for tensor in one.tensors.values()]
+    return [tensor if isinstance(tensor, torch.Tensor) else tensor.joined() for tensor in tensors_]
+
+
+def _apart(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a.float() - b.float()).norm() / b.float().norm())
+
+
 def everything() -> dict[str, Any]:
     """Return what each of the functions above returned, or how it failed."""
     found: dict[str, Any] = {}
-    for function in (implementations, interchange, recipes, resumed, probed, first_scales, rounding, repeated, held):
+    of_layers = (implementations, interchange, recipes, resumed, probed, first_scales, rounding, repeated, held)
+    for function in (*of_layers, smaller_optimizers):
         try:
             found[function.__name__] = function()
         except Exception as error:

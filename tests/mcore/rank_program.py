@@ -47,6 +47,7 @@ def run_config(
     parallel: dict[str, Any] | None = None,
     dtype: str = "fp32",
     seed: int = 7,
+    precision: dict[str, Any] | None = None,
 ) -> RunConfig:
     """Return the config of a tiny model; 250 tokens, so that the embedding is padded, differently with TP 1 and 2."""
     shape = {"num_layers": 4, "hidden_size": 32, "ffn_hidden_size": 64, "num_attention_heads": 4}
@@ -65,7 +66,7 @@ def run_config(
                 **(train or {}),
             },
             "parallel": {"distributed_optimizer": False, **(parallel or {})},
-            "precision": {"dtype": dtype},
+            "precision": {"dtype": dtype, **(precision or {})},
         }
     )
 
@@ -315,13 +316,13 @@ def arrivals(slowed_by: float) -> list[float]:
 
 def skips(cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Spoil the loss on the last rank alone; return, by layout, what a rank said, and whether a parameter moved."""
-    return {name: _skip(parallel) for name, parallel in cases.items()}
+    return {name: _skip(case) for name, case in cases.items()}
 
 
-def _skip(parallel: dict[str, Any]) -> dict[str, Any]:
+def _skip(case: dict[str, Any]) -> dict[str, Any]:
     from megacode.mcore.step import train_step
 
-    rank_model = started(run_config(parallel=parallel))
+    rank_model = started(run_config(**case))
     iterate(rank_model, 0, 1)
     before = [p.detach().clone() for chunk in rank_model.chunks for p in chunk.parameters()]
     batches = microbatches(rank_model, 1)
@@ -365,12 +366,13 @@ def writes(
     directory: str,
     dtype: str,
     model: dict[str, Any],
+    precision: dict[str, Any] | None = None,
     train: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Save after two iterations under each layout; return the losses of the two iterations after that."""
     found = {}
     for name, layout in layouts.items():
-        rank_model = started(run_config(parallel=layout, dtype=dtype, model=model, train=train))
+        rank_model = started(run_config(parallel=layout, dtype=dtype, model=model, train=train, precision=precision))
         stand_on_nodes(rank_model)
         iterate(rank_model, 0, 2)
         save(rank_model, Path(directory) / name)
@@ -384,6 +386,7 @@ def reads(
     dtype: str,
     model: dict[str, Any],
     names: list[str],
+    precision: dict[str, Any] | None = None,
     train: dict[str, Any] | None = None,
 ) -> dict[str, dict[str, list[float]]]:
     """Load each of some checkpoints under each layout, into one model after the other; return losses as `writes`."""
@@ -391,13 +394,96 @@ def reads(
 
     found = {}
     for own, layout in layouts.items():
-        rank_model = started(run_config(parallel=layout, dtype=dtype, model=model, train=train, seed=99))
+        changes = {"model": model, "train": train, "precision": precision}
+        rank_model = started(run_config(parallel=layout, dtype=dtype, seed=99, **changes))
         found[own] = {}
         for name in names:
             tensors.load(rank_model, Path(directory) / name)
             _assert_weights_of(rank_model, Path(directory) / name)
             found[own][name] = [result["loss"] for result in iterate(rank_model, 2, 2)]
     return found
+
+
+def gradients_of(case: dict[str, Any]) -> dict[str, tuple[str, Tensor]]:
+    """Return the prepared gradients of the first iteration by parameter: the type they are held in, and as fp32."""
+    from megacode.mcore import gradient_norms, optimizer, optimizer_state
+    from megacode.mcore.step import backward
+
+    rank_model = started(run_config(**case))
+    losses = backward(rank_model, microbatches(rank_model, 0), SOURCES)
+    optimizer.measure(rank_model.optimizer, sum(losses.tokens))
+    names = gradient_norms.names(rank_model)
+    optimizer_state.prime(rank_model.optimizer)
+    found = {}
+    for held in optimizer_state.held(rank_model.optimizer):
+        gradient = optimizer.gradient_of(held.main)
+        found[names[id(held.parameter)]] = (str(gradient.dtype), gradient.float())
+    return found
+
+
+def rounded_alike(case: dict[str, Any], iterations: int = 12) -> dict[str, Any]:
+    """Train; fp32 masters are rounded to bf16 weights with halfway cases away from zero, as remainders need it.
+
+    Returns:
+        What each `iteration` said, and the bits of all `weights` and `masters`.
+    """
+    from megacode.mcore import optimizer_state
+
+    rank_model = started(run_config(**case))
+    [inner] = rank_model.optimizer.chained_optimizers
+    adam, step = inner.optimizer, inner.optimizer.step
+
+    def step_and_round() -> None:
+        step()
+        for param, state in adam.state.items():
+            if state["master_param"].dtype == torch.float32:
+                # Half a unit in the last place of bf16 is added to the magnitude, and the rest cut off.
+                bits = state["master_param"].view(torch.int32) + 0x8000
+                param.copy_((bits & -0x10000).view(torch.float32))
+
+    adam.step = step_and_round
+    said = iterate(rank_model, 0, iterations)
+    held = list(optimizer_state.held(rank_model.optimizer))
+    masters = [one.tensors["model"] for one in held]
+    whole = [weight if isinstance(weight, Tensor) else weight.joined() for weight in masters]
+    return {
+        "iterations": said,
+        "weights": [one.parameter.detach().view(torch.int16).tolist() for one in held],
+        "masters": [weight.view(torch.int32).tolist() for weight in whole],
+    }
+
+
+def reduced(parts: list[float]) -> float:
+    """Let each rank's bf16 gradients be its part; return what they are reduced to, the same everywhere."""
+    precision = {"dtype": "bf16", "gradients": "bf16"}
+    rank_model = started(run_config(parallel={"distributed_optimizer": True}, precision=precision))
+    [chunk] = rank_model.chunks
+    for buffer in chunk.buffers:
+        buffer.grad_data.fill_(parts[rank_model.ranks.rank])
+    chunk.finish_grad_sync()
+    found = set()
+    rank_model.optimizer.prepare_grads()
+    for inner in rank_model.optimizer.chained_optimizers:
+        for param in inner.get_parameters():
+            found |= set(param.decoupled_grad.tolist())
+    [value] = found
+    return value
+
+
+def saved_state(
+    case: dict[str, Any], path: Path, load: Path | None = None, iterations: int = 0, weights_only: bool = False
+) -> dict[str, Tensor]:
+    """Load a checkpoint if there is one, train, save; return weights and moments as they are on disk."""
+    from megacode.checkpoint import tensors
+    from megacode.checkpoint.reader import Reader
+
+    rank_model = started(run_config(**case))
+    if load is not None:
+        tensors.load(rank_model, load, weights_only=weights_only)
+    iterate(rank_model, 0, iterations)
+    save(rank_model, path)
+    reader = Reader(path)
+    return {name: reader.whole(name) for name in reader.tensors if name.startswith(("model.", "exp_avg"))}
 
 
 def changes(layouts: dict[str, dict[str, Any]], directory: str, names: list[str]) -> dict[str, Any]:
@@ -437,14 +523,16 @@ def stand_on_nodes(rank_model: RankModel, ranks_per_node: int = 2) -> None:
 def _assert_weights_of(rank_model: RankModel, path: Path) -> None:
     """Every weight of this rank is the stored one, rounded: also where other ranks have read it."""
     from megacode.checkpoint.reader import Reader
-    from megacode.mcore import checkpoint_pieces
+    from megacode.mcore import checkpoint_pieces, remainder
 
     held = checkpoint_pieces.weights(rank_model)
-    stored = [replace(piece, data=torch.full_like(piece.data, torch.nan)) for piece in held]
+    stored = [replace(piece, data=torch.full(piece.data.shape, torch.nan)) for piece in held]
     Reader(path).fill(stored)
     assert held
+    away_from_zero = rank_model.config.precision.masters == "bf16_remainder"
     for mine, read in zip(held, stored, strict=True):
-        assert torch.equal(mine.data, read.data), mine.name
+        rounded = remainder.split(read.data)[0] if away_from_zero else read.data.to(mine.data.dtype)
+        assert torch.equal(mine.data, rounded), mine.name
 
 
 def shares(directory: str) -> dict[str, Any]:

@@ -81,6 +81,27 @@ def test_muons_owners_are_built_as_planned(layout: str) -> None:
         assert gpus == 16 or layout != "pp2-vpp2" or len({row["optimizer"] for row in rows}) > 1
 
 
+@pytest.mark.parametrize(
+    "layout", [{}, LAYOUTS["tp4-sp-pp2"], {"pipeline": 2, "virtual_pipeline": 2}], ids=["dp", "tp-pp", "vpp"]
+)
+def test_optimizer_states_in_less_than_fp32_are_built_as_planned(layout: dict[str, Any]) -> None:
+    fp32 = config("to-code-470m", layout)
+    for precision in (
+        {"moments": "bf16"},
+        {"masters": "bf16_remainder"},
+        {"gradients": "bf16"},
+        {"moments": "bf16", "masters": "bf16_remainder", "gradients": "bf16"},
+    ):
+        run = config("to-code-470m", layout, precision=precision)
+        rows = dry_run.dry_run(Layout(run, 64, run.model.vocab_size or 0), [0, 63])
+        whole = dry_run.dry_run(Layout(fp32, 64, run.model.vocab_size or 0), [0, 63])
+        assert len(rows) == 2
+        for row, full in zip(rows, whole, strict=True):
+            assert row["unequal"] == {}
+            assert (row["optimizer"] < full["optimizer"]) == (set(precision) != {"gradients"})
+            assert row["gradients"] * (2 if "gradients" in precision else 1) == full["gradients"]
+
+
 def test_runs_that_only_a_gpu_can_compute_are_built_too() -> None:
     held = {"recipe": "tensorwise", "param_gather": True, "output_layer": True}
     run = config("llama-8b", LAYOUTS["tp4-sp-pp2"], precision={"fp8": held, "transformer_impl": "transformer_engine"})

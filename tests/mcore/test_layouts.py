@@ -276,7 +276,7 @@ def test_a_program_that_fails_takes_only_its_own_cases_with_it() -> None:
 
 
 def test_a_non_finite_gradient_on_one_rank_is_applied_on_none(on_ranks: Callable[..., list[Any]]) -> None:
-    cases = {name: TWO[name] for name in ("dp2", "dp2-sharded", "tp2", "pp2")}
+    cases = {name: {"parallel": TWO[name]} for name in ("dp2", "dp2-sharded", "tp2", "pp2")}
     first, second = on_ranks(2, "skips", {"cases": cases})
     assert set(first) == set(cases)
     for name, found in first.items():

@@ -143,6 +143,9 @@ CHANGES: dict[str, Document] = {
     },
     "precision.dtype": {"precision": {"dtype": "fp32"}},
     "precision.fp8": {"precision": {"fp8": "none"}},
+    "precision.moments": {"precision": {"moments": "bf16"}},
+    "precision.masters": {"precision": {"masters": "bf16_remainder"}},
+    "precision.gradients": {"precision": {"gradients": "bf16"}},
     "precision.transformer_impl": {"precision": {"transformer_impl": "local"}},
     **{
         f"sources.*.{key}": {"sources": {"code": {key: value}}}
