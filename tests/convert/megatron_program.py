@@ -44,14 +44,12 @@ ARGUMENTS: dict[str, Any] = {
 }
 
 
-def model(tensor: int) -> Any:
-    """Return mcore's model, its weights large enough to matter."""
-    from megatron.core.models.gpt import GPTModel
-    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+def mcore_config(tensor: int, shape: dict[str, Any]) -> Any:
+    """Return mcore's config of a shape, with weights large enough to matter."""
     from megatron.core.transformer import TransformerConfig
 
-    config = TransformerConfig(
-        **SHAPE,
+    return TransformerConfig(
+        **{**SHAPE, **shape},
         tensor_model_parallel_size=tensor,
         gated_linear_unit=True,
         activation_func=torch.nn.functional.silu,
@@ -61,14 +59,21 @@ def model(tensor: int) -> Any:
         masked_softmax_fusion=False,
         init_method_std=0.2,
     )
+
+
+def model(tensor: int, shape: dict[str, Any]) -> Any:
+    """Return mcore's model of a shape."""
+    from megatron.core.models.gpt import GPTModel
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+
     spec = get_gpt_layer_local_spec(normalization="RMSNorm")
     rotary: dict[str, Any] = {"position_embedding_type": "rope", "rotary_base": 500}
     untied = {"share_embeddings_and_output_weights": False, "parallel_output": False}
-    return GPTModel(config, spec, ROWS, 64, **rotary, **untied).eval()
+    return GPTModel(mcore_config(tensor, shape), spec, ROWS, 64, **rotary, **untied).eval()
 
 
-def save(directory: str) -> bool:
-    """Save the checkpoint, and beside it the logits that its own model computes."""
+def save(directory: str, shape: dict[str, Any] | None = None) -> bool:
+    """Save the checkpoint, and beside it the logits that its own model computes; `shape` replaces parts of `SHAPE`."""
     from megatron.core import dist_checkpointing
 
     from megacode.config.training import Parallel
@@ -76,7 +81,7 @@ def save(directory: str) -> bool:
 
     size = int(os.environ["WORLD_SIZE"])
     ranks = groups.start(Parallel(tensor=size), 1)
-    built = model(size)
+    built = model(size, shape or {})
     tokens = torch.arange(1, LENGTH + 1)[None]
     mask = torch.triu(torch.ones(LENGTH, LENGTH, dtype=torch.bool), 1)[None, None]
     with torch.no_grad():
@@ -85,7 +90,7 @@ def save(directory: str) -> bool:
         Path(directory).mkdir(parents=True)
         torch.save(logits[0], f"{directory}.logits")
     groups.barrier()
-    state = {**built.sharded_state_dict(), "args": Namespace(**ARGUMENTS), "iteration": 5}
+    state = {**built.sharded_state_dict(), "args": Namespace(**{**ARGUMENTS, **(shape or {})}), "iteration": 5}
     dist_checkpointing.save(state, directory)
     groups.stop()
     return True
