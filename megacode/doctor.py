@@ -136,8 +136,8 @@ def _core() -> str:
     deprecated = "; its GPTModel, which megacode trains, gets critical fixes only"
     old, new = version.TESTED.values()
     tested = (
-        f"tested: {old} on CPUs, and on one H200 with Transformer Engine {te.MEASURED}; {new} on CPUs, with Transformer "
-        "Engine unmeasured"
+        f"tested: {old} on CPUs, and on one H200 with Transformer Engine {te.MEASURED}; {new} on CPUs, with "
+        "Transformer Engine unmeasured"
     )
     newer = version.parse(installed) >= (0, 19, 0)
     return f"models, parallel layouts, optimizer, checkpoints; {tested}{deprecated if newer else ''}"

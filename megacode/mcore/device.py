@@ -42,12 +42,14 @@ _PEAK_TFLOPS: dict[str, dict[str, float]] = {
 # Warnings seen at every start on CPU ranks, in each layout; `megacode doctor` lists the installed libraries instead.
 _AT_EVERY_START = (
     r"(Transformer Engine and Apex are|Apex is) not installed",
-    r"full scope is deprecated\. Use empty cuda_graph_scope",
+    r"full scope is deprecated\. Use empty cuda_graph_(scope|modules)",
+    r"MimoModelConfig is experimental",
     r"The \.grad attribute of a Tensor that is not a leaf Tensor is being accessed",
     r".*(_tensor|_into_tensor|load_state_dict)` is deprecated",
 )
-# Records of mcore's loggers, likewise; `megacode doctor` says once that GPTModel is deprecated.
+# Records of mcore 0.19's loggers, likewise; `megacode doctor` says once that GPTModel is deprecated.
 _LOGGED_AT_EVERY_START = {
+    "megatron.core.distributed.distributed_data_parallel": "full_param_layout not provided with",
     "megatron.core.models.gpt.gpt_model": "GPTModel IS DEPRECATED. GPTModel is only accepting critical bug fixes",
     "megatron.core.transformer.transformer_layer": "Rewrapping ModuleSpec with module <class 'functools.partial'>",
 }
