@@ -66,7 +66,7 @@ def label(ranks: int, layout: dict[str, Any]) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [pytest.param("fp32", marks=pytest.mark.one_release), "bf16"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_every_layout_goes_on_from_every_layout(on_ranks: Callable[..., list[Any]], tmp_path: Path, dtype: str) -> None:
     """Bit-equal on the layout that saved, else within 1e-6 (fp32), and 4e-3 in bf16, whose sums round."""
     model = {"num_query_groups": 4, "num_layers": 4}
@@ -92,7 +92,6 @@ def test_every_layout_goes_on_from_every_layout(on_ranks: Callable[..., list[Any
 
 
 @pytest.mark.slow
-@pytest.mark.one_release
 def test_ranks_of_two_nodes_write_two_files_and_read_their_own(
     on_ranks: Callable[..., list[Any]], tmp_path: Path
 ) -> None:
@@ -109,7 +108,6 @@ def test_ranks_of_two_nodes_write_two_files_and_read_their_own(
 
 
 @pytest.mark.slow
-@pytest.mark.one_release
 def test_a_file_that_one_rank_cannot_read_is_an_error_on_all(
     on_ranks: Callable[..., list[Any]], tmp_path: Path
 ) -> None:

@@ -56,7 +56,7 @@ def test_every_preset_is_built_on_512_gpus_and_on_one() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", [pytest.param("to-code-2.8b", marks=pytest.mark.one_release), "llama-8b"])
+@pytest.mark.parametrize("preset", ["to-code-2.8b", "llama-8b"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_layouts_are_built_as_planned(preset: str, layout: str, dtype: str) -> None:

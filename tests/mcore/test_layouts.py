@@ -187,7 +187,6 @@ def test_bf16_over_ranks_that_share_a_token_or_a_sequence_differs_by_bf16s_round
     assert difference(one("bf16")[0]["iterations"], one("sequential")[0]["iterations"], "loss") > TOLERANCE
 
 
-@pytest.mark.one_release
 @pytest.mark.parametrize("name", SPOILT)
 def test_the_comparison_can_fail(one: Any, two: Any, name: str) -> None:
     found = two(name)[0]["iterations"]
@@ -237,14 +236,12 @@ def test_the_parallel_block_halves_the_layers_collectives(two: Any, layout: str,
     assert sequential - parallel == a_branch * layers * micro_batches
 
 
-@pytest.mark.one_release
 def test_dropout_repeats_within_a_layout_and_differs_between_layouts(one: Any, two: Any) -> None:
     first, again = (two(name)[0]["iterations"] for name in ("dropout", "dropout again"))
     assert first == again
     assert difference(first, one("dropout")[0]["iterations"], "loss") > 20 * TOLERANCE
 
 
-@pytest.mark.one_release
 def test_a_program_that_fails_takes_only_its_own_cases_with_it() -> None:
     asked: list[list[str]] = []
 
@@ -271,7 +268,6 @@ def test_a_non_finite_gradient_on_one_rank_is_applied_on_none(on_ranks: Callable
         assert second[name] == found
 
 
-@pytest.mark.one_release
 def test_groups_and_their_threads_end_with_their_layout(on_ranks: Callable[..., list[Any]]) -> None:
     layouts = [TWO[name] for name in ("tp2-sp", "pp2", "dp2-overlap", "cp2")] * 5
     first, second = on_ranks(2, "threads_of_layouts", {"layouts": layouts})
@@ -283,7 +279,6 @@ def test_groups_and_their_threads_end_with_their_layout(on_ranks: Callable[..., 
         assert after < during[0] - 10
 
 
-@pytest.mark.one_release
 def test_one_thread_of_a_rank_polls_the_sockets_of_all_groups(on_ranks: Callable[..., list[Any]]) -> None:
     first, second = on_ranks(2, "idle", {})
     for found in (first, second):
