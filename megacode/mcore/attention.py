@@ -24,7 +24,6 @@ from megatron.core import tensor_parallel
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.attention import SelfAttention
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
 from megacode.mcore import context, device
 from megacode.mcore.kernels import RotarySplit
@@ -217,5 +216,7 @@ def _seen(queries: int, keys: int, on_gpu: bool) -> Any:
     if queries == keys:
         return None
     if on_gpu:
+        from torch.nn.attention.bias import causal_lower_right  # it imports torch's compiler, see `eager`
+
         return causal_lower_right(queries, keys)
     return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)

@@ -501,7 +501,7 @@ def compiler() -> dict[str, Any]:
         pass
 
     return {
-        "imported": "torch._inductor.compile_fx" in sys.modules,
+        "imported": not {"torch._inductor.compile_fx", "torch._dynamo.convert_frame"}.isdisjoint(sys.modules),
         "fuses": jit.jit_fuser(function) is not function,
         "compile": torch.compile.__module__,
     }
