@@ -1,8 +1,9 @@
-"""Check the release of Megatron-core; no other module compares versions of it.
+"""Check the release of Megatron-core.
 
 Two minor releases are supported: 0.16, the last that pip installs on Python 3.11, and 0.19, which it installs on 3.12.
 mcore changes arguments and private names between minor releases, so those in between are refused: no test runs with
-them. All other modules pass arguments by keyword; where the two differ, the place that meets the difference says so.
+them. Other modules pass arguments by keyword; where the two differ, the place that meets the difference says so, and
+asks for the name, not for the release. Only `te` and `doctor` compare versions, for what they tell users.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from importlib.util import find_spec
 
 from megacode.base.errors import LaunchError
 
-# The releases that the tests run with, by minor release; requirements/megatron-core.txt pins the same.
+# The releases that the tests run with, by minor release; requirements/constraints.txt pins the same.
 TESTED = {(0, 16): "0.16.1", (0, 19): "0.19.2"}
 _NEEDS_TRITON = (0, 18)  # the first minor release that imports Triton on every machine; it does not declare it
 
