@@ -97,6 +97,7 @@ def test_a_run_resumes_with_the_other_release_as_if_nothing_had_changed(
     done = run("-m", "megacode.cli", *command, "run_dir=resumed", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "resuming from" in done.stderr
+    assert not re.search("warn|deprecated", done.stderr, re.IGNORECASE), done.stderr
     losses = [compare_losses.losses_of(str(tmp_path / name)) for name in ("whole", "resumed")]
     assert losses[0].keys() == losses[1].keys()
     assert [losses[1][i] for i in losses[0]] == pytest.approx([*losses[0].values()], abs=1e-6)
