@@ -11,6 +11,10 @@ PYTEST = $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadscope -
 .PHONY: demo test check quick format lock clean
 .DEFAULT_GOAL := demo
 
+# Both releases of Megatron-core that megacode supports; tests/releases runs with the one that is not installed.
+MCORE := $(VENV)/megatron-core
+RELEASES := $(shell sed -n 's/^megatron-core==\([0-9.]*\).*/\1/p' requirements/constraints.txt)
+
 # TORCH: the requirement or wheel to install (TORCH=torch-2.13.0+cpu.whl); absent, the pinned version.
 # TORCH_INDEX: the package index to take torch from; absent, pip's own. TORCH_INDEX=URL make test
 PINNED_TORCH := $(shell grep '^torch==' requirements/constraints.txt)
@@ -36,6 +40,12 @@ $(STAMP): setup.py requirements/constraints.txt requirements/no-deps.txt
 		|| echo "DALI and Triton could not be installed; the tests that need them will be skipped"; fi
 	touch $@
 
+# pip refuses the release that declares another Python, though its code does not need it.
+$(MCORE)/.installed: $(STAMP)
+	for release in $(RELEASES); do $(BIN)/python -m pip install --quiet --no-deps --ignore-requires-python --upgrade \
+		--target $(MCORE)/$$release megatron-core==$$release || exit 1; done
+	touch $@
+
 # Tests start many processes at once; the demo may use every core.
 test check: export OMP_NUM_THREADS ?= 1
 test check: export TOKENIZERS_PARALLELISM ?= false
@@ -43,7 +53,8 @@ test check: export TOKENIZERS_PARALLELISM ?= false
 demo: $(STAMP)
 	$(BIN)/megacode demo --out $(OUT) $(ARGS)
 
-test: $(STAMP)
+test: export MEGATRON_CORE_RELEASES := $(CURDIR)/$(MCORE)
+test: $(STAMP) $(MCORE)/.installed
 	$(PYTEST) --durations=15 $(ARGS)
 
 check: $(STAMP)
@@ -58,8 +69,8 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 lock: $(STAMP)
-	{ grep '^#' requirements/constraints.txt; $(BIN)/python -m pip freeze --exclude-editable \
-		| grep -v -x -F -f requirements/no-deps.txt | sed 's/+cpu$$//'; } > requirements/new.txt
+	{ grep -E '^(#|megatron-core==)' requirements/constraints.txt; $(BIN)/python -m pip freeze --exclude-editable \
+		| grep -v '^megatron-core==' | grep -v -x -F -f requirements/no-deps.txt | sed 's/+cpu$$//'; } > requirements/new.txt
 	mv requirements/new.txt requirements/constraints.txt
 
 clean:

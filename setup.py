@@ -13,7 +13,10 @@ VERSION = next(
 
 TRAINING = [
     "torch>=2.6",
-    "megatron-core>=0.16.1,<0.17",
+    # pip takes 0.16 on Python 3.11 and 0.19 from 3.12 on: both say which Python they need.
+    "megatron-core>=0.16.1,!=0.17.*,!=0.18.*,<0.20",
+    # megatron-core 0.19 imports it on every machine, without saying so; torch brings it only in its CUDA builds
+    "triton; python_version >= '3.12' and platform_system == 'Linux'",
     "psutil",  # whose process holds a run directory; megatron-core needs it too, without saying so
     "numpy",
     "scipy",  # distributions and fits: intervals of scores, laws of mixtures
@@ -43,7 +46,10 @@ TRAINING = [
 ]
 
 EXTRAS = {
-    "gpu": ["transformer-engine[pytorch]>=2.9,<2.12"],
+    "gpu": [
+        "transformer-engine[pytorch]>=2.9,<2.12; python_version < '3.12'",  # the bound of megatron-core 0.16
+        "transformer-engine[pytorch]>=2.9,<2.21; python_version >= '3.12'",
+    ],
     "dali": ["nvidia-dali-cuda130>=2.0"],  # for torch built for CUDA 13; pulls in its CUDA libraries
     "dali-cuda12": ["nvidia-dali-cuda120>=2.0"],
     "eval": ["lm-eval[math]==0.4.13"],

@@ -15,6 +15,7 @@ import psutil
 from rich.console import Console
 from rich.text import Text
 
+from megacode.base.errors import LaunchError
 from megacode.base.tables import FigureTable
 from megacode.base.units import format_bytes
 
@@ -116,10 +117,36 @@ def _megatron() -> list[Finding]:
 
     core, found = _version("megatron-core"), te.installed()
     return [
-        Finding(part="megatron-core", found=core, path="models, parallel layouts, optimizer, checkpoints"),
+        Finding(part="megatron-core", found=core, path=_core()),
+        _triton(),
         Finding(part="Transformer Engine", found=found, path=_layers(te.obstacle())),
         _apex(found),
     ]
+
+
+def _core() -> str:
+    """Return whether the installed Megatron-core can be used, and which releases were tested how."""
+    from megacode.mcore import te, version
+
+    try:
+        installed = version.check()
+    except LaunchError as error:
+        return f"training is not possible: {error.problems[0].what}; {error.problems[0].fix}"
+    # mcore itself says so each time it builds a model; `device.install` drops that line.
+    deprecated = "; its GPTModel, which megacode trains, gets critical fixes only"
+    old, new = version.TESTED.values()
+    tested = (
+        f"tested: {old} on CPUs, and on one H200 with Transformer Engine {te.MEASURED}; {new} on CPUs, with "
+        "Transformer Engine unmeasured"
+    )
+    newer = version.parse(installed) >= (0, 19, 0)
+    return f"models, parallel layouts, optimizer, checkpoints; {tested}{deprecated if newer else ''}"
+
+
+def _triton() -> Finding:
+    found = _version("triton")
+    # What Megatron-core lacks without it stands in its own row.
+    return Finding(part="Triton", found=found, path="kernels on GPUs" + ("" if found else "; CPUs need none"))
 
 
 def _layers(obstacle: str) -> str:

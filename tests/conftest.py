@@ -24,17 +24,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Folders whose tests share something costly or the only one of its kind: a SLURM cluster, trained exports.
 TOGETHER = ("slurm", "convert")
+# Folders whose every test is long, and has nothing in common with the next.
+APART = ("releases",)
 # Folders of long tests. They go first: a long file that begins last would keep one worker busy and the other idle.
-LONG = ("slurm", "train", "mcore", "study_runs", "house", "replay", "convert", "study_report")
+LONG = ("slurm", "releases", "train", "mcore", "study_runs", "house", "replay", "convert", "study_report")
 
 
 class WholeFiles(LoadScopeScheduling):
-    """Give each worker whole files, so that what a file sets up is set up once; some folders go to one worker whole."""
+    """Give each worker whole files, so that what a file sets up is set up once.
+
+    Some folders go to one worker whole, and of some each test goes alone.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::")[0]
         folder = file.split("/")[1]
-        return folder if folder in TOGETHER else file
+        return folder if folder in TOGETHER else nodeid if folder in APART else file
 
 
 # xdist's own groups (`--dist loadgroup`) do nothing under pytest 9.2: they rename tests, which it no longer allows.

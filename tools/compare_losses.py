@@ -89,8 +89,10 @@ def _train_golden(code: Path) -> dict[int, float]:
     """Train the golden run with the code of a directory, one process and one thread."""
     with tempfile.TemporaryDirectory() as folder:
         write_golden_data(Path(folder) / "data")
-        # One thread: the order of sums, and so the last bits, depends on the number. The path picks the revision.
-        environment = {**os.environ, "PYTHONPATH": str(code), "OMP_NUM_THREADS": "1"}
+        # One thread: the order of sums, and so the last bits, depends on the number. The path picks the revision; what
+        # is on it already, such as another release of Megatron-core, comes after.
+        path = os.pathsep.join(filter(None, [str(code), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "megacode.cli", "train", str(CONFIG)]
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:

@@ -9,8 +9,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-# megatron-core warns of this five times per rank at import; `megacode doctor` reports it once, with its consequences.
-_KNOWN = ("Transformer Engine and Apex are not installed",)
+# megatron-core warns of this six times per rank at import; `megacode doctor` reports it once, with its consequences.
+_KNOWN = ("Transformer Engine and Apex are not installed", "Apex is not installed")
 
 
 OPENED = "MEGACODE_OPENED"  # in a rank's environment: whoever started it has said what is about to happen

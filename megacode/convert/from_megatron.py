@@ -35,6 +35,10 @@ _WITH_THE_MATRIX = {
     "pre_mlp_layernorm.bias": "mlp.linear_fc1.layer_norm_bias",
 }
 
+# What mcore's HybridModel has in place of `decoder.final_layernorm.weight`, and the arguments that name its layers.
+_HYBRID_NORM = "decoder.final_norm.weight"
+_PATTERNS = ("hybrid_layer_pattern", "hybrid_override_pattern")
+
 
 def from_megatron(checkpoint: Path, tokenizer: Path, out: Path) -> dict[str, Any]:
     """Convert a Megatron-LM checkpoint, and compare every written tensor with the one that was read.
@@ -58,6 +62,7 @@ def from_megatron(checkpoint: Path, tokenizer: Path, out: Path) -> dict[str, Any
     refuse_unwritable(out, "OUT", directory=True)
     stored = TorchDist(checkpoint)
     arguments = stored.arguments()
+    _refuse_hybrid(stored, arguments, str(checkpoint))
     model = model_of(arguments, str(checkpoint))
     with claimed(out, "OUT", new=True), atomic_path(out) as hidden:
         hidden.mkdir(parents=True)
@@ -71,6 +76,18 @@ def from_megatron(checkpoint: Path, tokenizer: Path, out: Path) -> dict[str, Any
     # Reported, so that a wrong tokenizer shows as an odd number of dropped rows.
     padded = stored.shapes[VOCABULARY[0]][0] - vocab
     return {"parameters": parameters, "tensors": len(names), "vocab_size": vocab, "padded_rows": padded}
+
+
+def _refuse_hybrid(stored: TorchDist, arguments: Mapping[str, Any], where: str) -> None:
+    """Refuse a HybridModel, mcore's successor of GPTModel, by its final norm or its pattern of layers.
+
+    It numbers attention and MLP of a block as two layers, and may have others, such as Mamba's.
+    """
+    pattern = next((arguments[key] for key in _PATTERNS if arguments.get(key)), None)
+    if pattern is not None or _HYBRID_NORM in stored.shapes:
+        of = f" of the layers {pattern}" if pattern else ""
+        fix = "give a checkpoint of a GPTModel: of Megatron-LM's pretrain_gpt.py"
+        raise CheckpointError(f"it is a HybridModel{of}, which megacode cannot convert", where, fix)
 
 
 def _vocabulary(tokenizer: Path, stored: TorchDist, checkpoint: Path) -> int:

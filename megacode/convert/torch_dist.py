@@ -1,8 +1,9 @@
 """Read Megatron-core's `torch_dist` checkpoints, Megatron-LM's default format, one piece at a time.
 
 The tensors are in torch's distributed format: pieces of whole tensors, each with its place in a file. Equal layers are
-stacked in one tensor with the layer as first axis. Everything else is in `common.pt`, a pickle that may name any class
-of the program that wrote it. It is read without running any code; what is not plain data becomes an empty stand-in.
+stacked in one tensor with the layer as first axis. Everything else is a pickle that may name any class of the program
+that wrote it: the file `common.pt`, or since mcore 0.19 an object among the pieces of tensors. It is read without
+running any code; what is not plain data becomes an empty stand-in.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMe
 from megacode.base.errors import CheckpointError
 
 _COMMON = "common.pt"
+_COMMON_OBJECT = MetadataIndex("common_state/shard_0_1")
 _FIX = "give the directory of a Megatron-LM iteration, such as iter_0001000, saved with --ckpt-format torch_dist"
 
 
@@ -39,12 +41,13 @@ class TorchDist:
     """
 
     def __init__(self, path: Path) -> None:
-        missing = [name for name in (".metadata", _COMMON) if not (path / name).is_file()]
-        if missing:
-            raise CheckpointError(f"there is no {missing[0]}", str(path), _FIX)
+        if not (path / ".metadata").is_file():
+            raise CheckpointError("there is no .metadata", str(path), _FIX)
         self._path = path
         with _parsed(path / ".metadata"):
             self._metadata = FileSystemReader(path).read_metadata()
+        if not (path / _COMMON).is_file() and _COMMON_OBJECT not in (self._metadata.storage_data or {}):
+            raise CheckpointError(f"there is no {_COMMON}, nor what mcore 0.19 saves in its place", str(path), _FIX)
         # Everything that is not a tensor (random states, counters) is left aside.
         described = self._metadata.state_dict_metadata.items()
         self._tensors = {name: about for name, about in described if isinstance(about, TensorStorageMetadata)}
@@ -57,8 +60,13 @@ class TorchDist:
             CheckpointError: there are none.
         """
         path = self._path / _COMMON
-        with _parsed(path):
-            common = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_PLAIN)
+        if path.is_file():
+            with _parsed(path):
+                common = _plain(path.read_bytes())
+        else:
+            path, data = self._stored(_COMMON_OBJECT)
+            with _parsed(path, "what is not a tensor"):
+                (common,) = _plain(data)  # mcore stores such objects in a list of one
         parsed = common.get("args") if isinstance(common, dict) else None
         if not isinstance(parsed, Namespace):
             raise CheckpointError("it contains no Megatron-LM arguments", str(path), _FIX)
@@ -91,13 +99,24 @@ class TorchDist:
         return whole if layer is None else whole[0]
 
     def _piece(self, name: str, offsets: torch.Size) -> Tensor:
-        place = self._metadata.storage_data[MetadataIndex(name, offsets)]
-        path = self._path / place.relative_path
-        with _parsed(path, f"a piece of {name}"), path.open("rb") as file:
-            file.seek(place.offset)
+        path, data = self._stored(MetadataIndex(name, offsets))
+        with _parsed(path, f"a piece of {name}"):
             # weights_only: tensors alone, no code.
-            loaded: Tensor = torch.load(io.BytesIO(file.read(place.length)), map_location="cpu", weights_only=True)
+            loaded: Tensor = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         return loaded.detach()
+
+    def _stored(self, index: MetadataIndex) -> tuple[Path, bytes]:
+        """Return the file that holds a piece or an object, and its bytes there."""
+        place = self._metadata.storage_data[index]
+        path = self._path / place.relative_path
+        with _parsed(path), path.open("rb") as file:
+            file.seek(place.offset)
+            return path, file.read(place.length)
+
+
+def _plain(data: bytes) -> Any:
+    """Return what torch's pickle holds, as plain data."""
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=False, pickle_module=_PLAIN)
 
 
 @contextmanager

@@ -29,7 +29,6 @@ from megatron.core import tensor_parallel
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.attention import SelfAttention
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
 from megacode.config.model import ModelConfig
 from megacode.mcore import context, device
@@ -218,6 +217,8 @@ def _seen(queries: int, keys: int, on_gpu: bool) -> Any:
     if queries == keys:
         return None
     if on_gpu:
+        from torch.nn.attention.bias import causal_lower_right  # it imports torch's compiler, see `eager`
+
         return causal_lower_right(queries, keys)
     return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
 

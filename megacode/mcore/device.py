@@ -1,9 +1,9 @@
 """CUDA or CPU: every difference between them is here.
 
 Megatron-core is written for CUDA. On a machine without it, `install()` lets the CPU stand in for the device. It
-replaces only calls that would raise there: `torch.cuda.current_device`, the CUDA random state, `device="cuda"` in
-tensor factories, and `Tensor.cuda`. Nothing that works changes. `torch.cuda.is_available()` still returns False, so
-other libraries are not misled. On a machine with CUDA nothing is replaced.
+replaces only calls that would raise there: `torch.cuda.current_device` and `current_stream`, the CUDA random state,
+`device="cuda"` in tensor factories, and `Tensor.cuda`. Nothing that works changes. `torch.cuda.is_available()` still
+returns False, so other libraries are not misled. On a machine with CUDA nothing is replaced.
 """
 
 from __future__ import annotations
@@ -42,10 +42,17 @@ _PEAK_TFLOPS: dict[str, dict[str, float]] = {
 # Warnings seen at every start on CPU ranks, in each layout; `megacode doctor` lists the installed libraries instead.
 _AT_EVERY_START = (
     r"(Transformer Engine and Apex are|Apex is) not installed",
-    r"full scope is deprecated\. Use empty cuda_graph_scope",
+    r"full scope is deprecated\. Use empty cuda_graph_(scope|modules)",
+    r"MimoModelConfig is experimental",
     r"The \.grad attribute of a Tensor that is not a leaf Tensor is being accessed",
     r".*(_tensor|_into_tensor|load_state_dict)` is deprecated",
 )
+# Records of mcore 0.19's loggers, likewise; `megacode doctor` says once that GPTModel is deprecated.
+_LOGGED_AT_EVERY_START = {
+    "megatron.core.distributed.distributed_data_parallel": "full_param_layout not provided with",
+    "megatron.core.models.gpt.gpt_model": "GPTModel IS DEPRECATED. GPTModel is only accepting critical bug fixes",
+    "megatron.core.transformer.transformer_layer": "Rewrapping ModuleSpec with module <class 'functools.partial'>",
+}
 _installed = False
 
 
@@ -198,6 +205,8 @@ def _quieten() -> None:
     # By environment variable: torch.distributed is not initialized this early.
     for message in _AT_EVERY_START:
         warnings.filterwarnings("ignore", message=message)
+    for logger, message in _LOGGED_AT_EVERY_START.items():
+        _hide(logger, message)
     if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
         warnings.filterwarnings("ignore", module=r"megatron\.")
 
@@ -207,6 +216,8 @@ def _cpu_stands_in() -> None:
     generator = torch.default_generator
     torch.cuda.current_device = lambda: _CPU
     torch.cuda.synchronize = lambda device=None: None
+    # mcore 0.19 asks for the stream before it reduces gradients, and uses it only with CUDA graphs.
+    torch.cuda.current_stream = lambda device=None: None
     torch.cuda.manual_seed = lambda seed: generator.manual_seed(seed)
     torch.cuda.get_rng_state = torch.cuda.random.get_rng_state = lambda device="cuda": generator.get_state()
     torch.cuda.set_rng_state = torch.cuda.random.set_rng_state = lambda state, device="cuda": _restore(state)
@@ -221,15 +232,16 @@ def _cpu_stands_in() -> None:
 
     mcore_random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: _restore(state)
     # The tracker forks the only generator there is, so its warning that the CPU's state changed means nothing.
-    logging.getLogger(mcore_random.__name__).addFilter(_not_about_the_cpu_state)
+    _hide(mcore_random.__name__, "CPU RNG state changed")
 
 
 def _restore(state: torch.Tensor) -> None:
     torch.default_generator.set_state(state)
 
 
-def _not_about_the_cpu_state(record: logging.LogRecord) -> bool:
-    return "CPU RNG state changed" not in record.getMessage()
+def _hide(logger: str, message: str) -> None:
+    """Drop a logger's records that contain a message, and no others."""
+    logging.getLogger(logger).addFilter(lambda record: message not in record.getMessage())
 
 
 def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

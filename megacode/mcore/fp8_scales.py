@@ -7,8 +7,10 @@ writes, and every layout can read. Other recipes have no state.
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from megacode.mcore.sharding import bare
 
 _LINEARS = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
 _TENSORS = ("scale_fwd", "amax_history_fwd", "scale_bwd", "amax_history_bwd")
+_ALLOW_PICKLES = "NVTE_ALLOW_UNSAFE_PICKLE_EXTRA_STATE"
 
 
 def pieces(rank_model: RankModel) -> list[Piece]:
@@ -81,7 +84,23 @@ def _give_engine(rank_model: RankModel, module: Any, state: dict[str, Tensor]) -
     # Its saved form is a pickle in a uint8 tensor. We make it here, so that checkpoints hold plain tensors.
     recipe = get_fp8_recipe(bare(rank_model.chunks[0]).config)
     extra = {**state, "recipe": recipe, "extra_fp8_variables": {"num_gemms": 1}}
-    module.set_extra_state(torch.frombuffer(bytearray(pickle.dumps(extra)), dtype=torch.uint8))
+    with _pickles_allowed():
+        module.set_extra_state(torch.frombuffer(bytearray(pickle.dumps(extra)), dtype=torch.uint8))
+
+
+@contextmanager
+def _pickles_allowed() -> Iterator[None]:
+    """Let Transformer Engine read the pickle that we have just made of plain tensors."""
+    # Since 2.16.1 it refuses pickles unless this is set, because one from elsewhere can run any code.
+    before = os.environ.get(_ALLOW_PICKLES)
+    os.environ[_ALLOW_PICKLES] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_ALLOW_PICKLES]
+        else:
+            os.environ[_ALLOW_PICKLES] = before
 
 
 def _modules(rank_model: RankModel) -> Iterator[tuple[str, Any]]:

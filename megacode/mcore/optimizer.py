@@ -181,7 +181,7 @@ def gradient_norm(optimizer: Any) -> float:
     """Return the 2-norm of all gradients over all ranks; nan if it is not finite."""
     # mcore's own function copies to the host once per tensor where neither apex nor Transformer Engine is installed.
     # Its list leaves out copies of tied and replicated weights, which must count once.
-    gradients = [gradient for inner in inner_optimizers(optimizer) for gradient in inner.get_main_grads_for_grad_norm()]
+    gradients = [gradient for inner in inner_optimizers(optimizer) for gradient in _counted_in_norm(inner)]
     square = torch.zeros((), device=device.device())
     if gradients:
         # In fp32 for bf16 gradients too: a norm in their own type has three digits.
@@ -191,3 +191,9 @@ def gradient_norm(optimizer: Any) -> float:
         dist.all_reduce(square, group=group)
     value = square.item()  # here the host waits for the GPU
     return math.sqrt(value) if math.isfinite(value) else float("nan")
+
+
+def _counted_in_norm(inner: Any) -> list[torch.Tensor]:
+    if hasattr(inner, "get_grads_for_grad_norm"):
+        return list(inner.get_grads_for_grad_norm())
+    return list(inner.get_main_grads_for_grad_norm())  # its name in mcore 0.16

@@ -13,12 +13,14 @@ from megacode.base.errors import Problem
 from megacode.config.optimizer_memory_rules import first_reduced
 from megacode.config.run import RunConfig
 from megacode.config.training import Fp8
-from megacode.mcore.version import parse
+from megacode.mcore.version import for_this_python, parse
 
 OLDEST = (2, 9, 0)
-BELOW = (2, 12, 0)
-PINNED = "2.11.0"
-_INSTALL = f"python -m pip install --no-build-isolation 'transformer-engine[pytorch]=={PINNED}'"
+# By Megatron-core's minor release. 0.16 declares the bound itself; 0.19 declares none, so there it is the first release
+# in whose source `tools/engine_names.py` has not looked for the names that megacode uses.
+_BELOW = {(0, 16): (2, 12, 0), (0, 19): (2, 21, 0)}
+MEASURED = "2.11.0"  # with Megatron-core 0.16, on a GPU; no other pair has run on one
+_INSTALL = f"python -m pip install --no-build-isolation 'transformer-engine[pytorch]=={MEASURED}'"
 
 
 def installed() -> str:
@@ -50,10 +52,13 @@ def obstacle() -> str:
     version = installed()
     if not version:
         return "Transformer Engine is not installed"
-    if not OLDEST <= parse(version) < BELOW:
-        oldest, below = ".".join(map(str, OLDEST)), ".".join(map(str, BELOW))
+    core = _version("megatron-core") or for_this_python()
+    highest = _BELOW.get(parse(core)[:2], _BELOW[(0, 16)])
+    if not OLDEST <= parse(version) < highest:
+        oldest, below = ".".join(map(str, OLDEST)), ".".join(map(str, highest))
         return (
-            f"Transformer Engine {version} is installed, but megacode supports {oldest} up to, not including, {below}"
+            f"Transformer Engine {version} is installed, but with megatron-core {core} megacode supports {oldest} up "
+            f"to, not including, {below}"
         )
     # It comes as two packages. pip installs the first without the second if the extra `[pytorch]` is forgotten.
     missing = "Transformer Engine is installed without its PyTorch package, transformer-engine-torch"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import multiprocessing
 import os
 from argparse import Namespace
 from pathlib import Path
@@ -66,15 +67,12 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def model(tensor: int, variant: str) -> Any:
-    """Return mcore's model, its weights large enough to matter."""
-    from megatron.core.models.gpt import GPTModel
-    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+def mcore_config(tensor: int, shape: dict[str, Any]) -> Any:
+    """Return mcore's config of a shape, with weights large enough to matter."""
     from megatron.core.transformer import TransformerConfig
 
-    changes, keywords, _ = VARIANTS[variant]
-    config = TransformerConfig(
-        **SHAPE | changes,
+    return TransformerConfig(
+        **{**SHAPE, **shape},
         tensor_model_parallel_size=tensor,
         gated_linear_unit=True,
         activation_func=torch.nn.functional.silu,
@@ -84,6 +82,14 @@ def model(tensor: int, variant: str) -> Any:
         masked_softmax_fusion=False,
         init_method_std=0.2,
     )
+
+
+def model(tensor: int, shape: dict[str, Any], keywords: dict[str, Any]) -> Any:
+    """Return mcore's model of a shape; `keywords` are those of GPTModel."""
+    from megatron.core.models.gpt import GPTModel
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+
+    config = mcore_config(tensor, shape)
     spec = get_gpt_layer_local_spec(normalization=config.normalization, qk_layernorm=config.qk_layernorm)
     rotary: dict[str, Any] = {"position_embedding_type": "rope", "rotary_base": 500, **keywords}
     untied = {"share_embeddings_and_output_weights": False, "parallel_output": False}
@@ -92,23 +98,24 @@ def model(tensor: int, variant: str) -> Any:
     with torch.no_grad():
         # Norms start at one and biases at zero, which would hide a tensor in the wrong place.
         for name, parameter in built.named_parameters():
-            if variant != "plain" and parameter.dim() == 1:
+            if keywords and parameter.dim() == 1:
                 assert tensor == 1, f"{name} may be cut"
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
     return built
 
 
-def save(directory: str, variant: str = "plain") -> bool:
-    """Save the checkpoint, and beside it the logits that its own model computes."""
+def save(directory: str, variant: str = "plain", shape: dict[str, Any] | None = None) -> bool:
+    """Save the checkpoint, and beside it the logits that its own model computes; `shape` replaces parts of `SHAPE`."""
     from megatron.core import dist_checkpointing
 
     from megacode.config.training import Parallel
     from megacode.mcore import groups
 
     size = int(os.environ["WORLD_SIZE"])
-    changes, _, stored = VARIANTS[variant]
+    changes, keywords, stored = VARIANTS[variant]
+    changes = {**changes, **(shape or {})}
     ranks = groups.start(Parallel(tensor=size), 1)
-    built = model(size, variant)
+    built = model(size, changes, keywords)
     tokens = torch.arange(1, LENGTH + 1)[None]
     mask = torch.triu(torch.ones(LENGTH, LENGTH, dtype=torch.bool), 1)[None, None]
     with torch.no_grad():
@@ -120,4 +127,7 @@ def save(directory: str, variant: str = "plain") -> bool:
     state = {**built.sharded_state_dict(), "args": Namespace(**ARGUMENTS | changes | stored), "iteration": 5}
     dist_checkpointing.save(state, directory)
     groups.stop()
+    # mcore's writer leaves a process behind, which would outlive a rank that ends without the interpreter's clean-up.
+    for process in multiprocessing.active_children():
+        process.terminate()
     return True

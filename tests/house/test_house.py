@@ -145,5 +145,12 @@ def test_the_doctor_answers_in_json() -> None:
     done = run(sys.executable, "-m", "megacode.cli", "doctor", "--json")
     assert done.returncode == 0, done.stderr
     parts = {finding["part"]: finding for finding in json.loads(done.stdout)["findings"]}
-    assert {"torch", "CUDA", "NCCL", "Transformer Engine", "apex", "DALI", "SLURM", "disk", "network"} <= set(parts)
+    assert {"torch", "CUDA", "NCCL", "Transformer Engine", "Triton", "apex", "DALI", "SLURM", "disk", "network"} <= set(
+        parts
+    )
     assert parts["torch"]["found"]
+    core = parts["megatron-core"]
+    assert core["found"]
+    assert "0.16.1 on CPUs, and on one H200 with Transformer Engine 2.11.0" in core["path"]
+    assert "0.19.2 on CPUs, with Transformer Engine unmeasured" in core["path"]
+    assert ("critical fixes only" in core["path"]) == core["found"].startswith("0.19.")

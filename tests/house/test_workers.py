@@ -32,3 +32,8 @@ def test_tests_that_share_the_only_one_of_its_kind_run_in_one_process() -> None:
     names = [f"tests/slurm/{path.name}::test_x" for path in Path(ROOT / "tests" / "slurm").glob("test_*.py")]
     assert len(names) > 2
     assert {split(None, name) for name in names} == {"slurm"}  # type: ignore[arg-type]
+
+
+def test_each_part_of_the_other_release_may_run_in_a_process_of_its_own() -> None:
+    names = [f"tests/releases/test_other_release.py::test_x[{part}]" for part in "ab"]
+    assert [WholeFiles._split_scope(None, name) for name in names] == names  # type: ignore[arg-type]

@@ -659,14 +659,16 @@ def idle() -> dict[str, Any]:
 
 
 def compiler() -> dict[str, Any]:
-    """Return what of torch's compiler is `imported`, whether mcore `fuses` by it, and whose `compile` torch has."""
+    """Return what is `imported` that no rank needs, whether mcore `fuses` by it, and whose `compile` torch has."""
     from megatron.core import jit
 
     def function() -> None:
         pass
 
     return {
-        "imported": "torch._inductor.compile_fx" in sys.modules,
+        "imported": [
+            name for name in ("torch._inductor", "torch._dynamo.convert_frame", "wandb") if name in sys.modules
+        ],
         "fuses": jit.jit_fuser(function) is not function,
         "compile": torch.compile.__module__,
     }

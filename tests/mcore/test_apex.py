@@ -13,6 +13,8 @@ import torch
 from megacode import doctor
 from megacode.mcore import apex
 
+pytestmark = pytest.mark.one_release  # nothing here calls Megatron-core
+
 NVIDIAS = ("apex/__init__.py", "apex/multi_tensor_apply/__init__.py", "apex/optimizers/__init__.py")
 EXTENSIONS = ("amp_C.py", "fused_weight_gradient_mlp_cuda.py")
 WEB_TOOLKIT = ("apex/__init__.py", "apex/models.py", "apex/forms.py", "apex/views.py", "apex/lib/__init__.py")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,26 @@ def test_cuda_goes_on_being_absent_to_everyone_else() -> None:
     assert torch.cuda.is_available() is False
     assert device.backend() == "gloo"
     assert device.device() == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("logger", "message"),
+    [
+        (
+            "models.gpt.gpt_model",
+            "GPTModel IS DEPRECATED. GPTModel is only accepting critical bug fixes, no new features.",
+        ),
+        ("transformer.transformer_layer", "Rewrapping ModuleSpec with module <class 'functools.partial'> to forward."),
+        ("distributed.distributed_data_parallel", "DistributedDataParallel: full_param_layout not provided with use_"),
+        ("tensor_parallel.random", "CPU RNG state changed within GPU RNG context"),
+    ],
+)
+def test_records_that_come_at_every_start_are_dropped_and_no_others(
+    caplog: pytest.LogCaptureFixture, logger: str, message: str
+) -> None:
+    for said in (message, "GPTModel has a new problem", "CPU RNG state is odd"):
+        logging.getLogger(f"megatron.core.{logger}").warning(said)
+    assert caplog.messages == ["GPTModel has a new problem", "CPU RNG state is odd"]
 
 
 def test_installing_twice_changes_nothing() -> None:

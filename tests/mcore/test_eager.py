@@ -14,4 +14,4 @@ def test_ranks_import_megatron_core_without_the_compiler_and_torch_keeps_its_own
     on_ranks: Callable[..., list[Any]],
 ) -> None:
     (found,) = on_ranks(1, "compiler", {})
-    assert found == {"imported": False, "fuses": False, "compile": "torch"}
+    assert found == {"imported": [], "fuses": False, "compile": "torch"}

@@ -11,6 +11,8 @@ import pytest
 from megacode.base.errors import LaunchError
 from megacode.mcore import gloo
 
+pytestmark = pytest.mark.one_release  # nothing here calls Megatron-core
+
 
 @pytest.fixture(autouse=True)
 def no_devices_yet() -> Iterator[None]:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from megacode.mcore import kernels
 
+pytestmark = pytest.mark.one_release  # nothing here calls Megatron-core
+
 Operation = Callable[..., Tensor]
 
 

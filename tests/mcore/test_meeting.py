@@ -18,6 +18,8 @@ from megacode.mcore.meeting import Asked, MissingRanksError, meet, nobody_asks
 from megacode.mcore.rendezvous import Rendezvous
 from tests.limits import HANG
 
+pytestmark = pytest.mark.one_release  # nothing here calls Megatron-core
+
 End = dist.Store | MegacodeError
 
 

@@ -5,6 +5,8 @@ import pytest
 from megacode.base.errors import LaunchError
 from megacode.mcore.rendezvous import Rendezvous, first_host, read
 
+pytestmark = pytest.mark.one_release  # nothing here calls Megatron-core
+
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
 STEP = {
     "SLURM_PROCID": "9",

@@ -13,6 +13,7 @@ from tests.ranks import run_ranks
 PROGRAM = Path(__file__).with_name("triton_program.py")
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.one_release,  # nothing here calls Megatron-core
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed"),
 ]
 
