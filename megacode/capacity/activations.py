@@ -105,9 +105,10 @@ def _attention(place: Layout, layers: Layers) -> list[Saved]:
     kept = (_NONE,) if own else _NOT_FULL
     # Norms of queries and keys keep their input; the rotation keeps nothing.
     normed = place.config.model.qk_norm != "none"
+    after = place.config.model.norm_placement == "after"
     unrotated = (_NONE, _SELECTIVE) if normed else (_SELECTIVE,)
     tensors = [
-        Saved("block input", size * width.sliced, _ALWAYS),
+        Saved("block input", size * width.sliced, (_FULL,) if after else _ALWAYS),
         *_norm(place, width, "attention"),
         # Under `selective` only the unrotated tensors are kept; rotation and attention run again.
         Saved("queries", size * width.queries, (_NONE,)),
@@ -118,7 +119,8 @@ def _attention(place: Layout, layers: Layers) -> list[Saved]:
     ]
     if normed:
         tensors.append(Saved("statistics of queries and keys", width.head_statistics, (_NONE,)))
-    if place.config.model.qk_norm == "per_head":
+    # torch's kernels on a GPU know one weight for all heads: the product with each head's own keeps its input.
+    if place.config.model.qk_norm == "per_head" and layers == "transformer_engine":
         tensors.append(Saved("queries and keys, normed", size * (width.queries + width.pairs / 2), (_NONE,)))
     if own:
         tensors.append(Saved("projection's input", (width.linear_input if copied else width.fp8) * width.queries))
@@ -134,10 +136,9 @@ def _mlp(place: Layout, layers: Layers) -> list[Saved]:
     if layers == "local":
         tensors.append(Saved("silu of the gate", size * width.mlp))
     if place.config.model.block == "sequential":
-        tensors += [
-            Saved("MLP input", size * width.sliced),
-            *_norm(place, width, "the MLP"),
-        ]
+        before = place.config.model.norm_placement == "before"
+        tensors += [Saved("MLP input", size * width.sliced)] if before else []
+        tensors += _norm(place, width, "the MLP")
     return tensors
 
 
@@ -145,12 +146,11 @@ def _norm(place: Layout, width: _Widths, of: str) -> list[Saved]:
     """Return what a norm before or after attention or the MLP keeps, and the first matrix as its input."""
     if place.config.model.norm_placement == "before":
         return [Saved("its norm's statistics", width.statistics), Saved("its norm's output", width.normed_bytes)]
-    # The matrix then reads the residual stream, which is kept anyway, unless it is gathered or rounded to FP8.
-    copied = width.normed > width.sliced or place.recipe is not None
+    # The matrix then reads the residual stream itself, or a gathered or FP8 copy of it; nothing else keeps that.
     return [
         Saved(f"output of {of}, before its norm", place.activation_bytes * width.sliced),
         Saved("its norm's statistics", width.statistics),
-        Saved(f"input of {of}, gathered or in FP8", width.normed_bytes * copied),
+        Saved(f"input of {of}", width.normed_bytes),
     ]
 
 
