@@ -46,15 +46,6 @@ def _listed(mismatches: list[tuple[str, str]]) -> str:
     return " and ".join(field for field, _ in mismatches)
 
 
-def check_exportable(model: ModelConfig) -> None:
-    """Check that a model can become a Hugging Face model, before anyone trains it.
-
-    Raises:
-        ConfigError: transformers has no class that computes the same.
-    """
-    family_of(model)
-
-
 def hf_config(model: ModelConfig, vocab_size: int, seq_length: int, eod: int | None, dtype: str) -> dict[str, Any]:
     """Return the document of config.json.
 

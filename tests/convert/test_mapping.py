@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from megacode.base.errors import CheckpointError, ConfigError
 from megacode.config.model import ModelConfig
-from megacode.convert.architectures import check_exportable, family_of
+from megacode.convert.architectures import family_of
 from megacode.convert.mapping import (
     Sizes,
     deinterleave_rotary,
@@ -147,13 +147,13 @@ def test_a_norm_with_a_bias_does_not_come_in() -> None:
 
 def test_parallel_blocks_with_rmsnorm_have_no_layout() -> None:
     with pytest.raises(ConfigError, match=r"set model\.normalization: LayerNorm") as caught:
-        check_exportable(model_of("parallel", "RMSNorm"))
+        family_of(model_of("parallel", "RMSNorm"))
     assert caught.value.exit_code == 2
 
 
 def test_stablelm_wants_heads_that_fill_the_width() -> None:
     with pytest.raises(ConfigError, match=r"remove model\.kv_channels \(exports as StableLM\)"):
-        check_exportable(model_of("sequential", "LayerNorm", kv_channels=8))
+        family_of(model_of("sequential", "LayerNorm", kv_channels=8))
 
 
 def test_a_width_that_llama_refuses_goes_to_a_family_that_computes_the_same() -> None:
