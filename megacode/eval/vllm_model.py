@@ -14,7 +14,6 @@ from typing import Any
 
 from megacode.base.errors import CheckpointError, ConfigError
 from megacode.base.imports import uncollected
-from megacode.convert.safetensors_files import SafetensorsFiles
 from megacode.eval.scores import beginning_of_texts
 from megacode.eval.truncation import counting_cuts
 
@@ -60,6 +59,8 @@ def load_vllm(hf_dir: Path, batch_size: int) -> Any:
 
 def saved_size(hf_dir: Path) -> tuple[int, str]:
     """Return the number of parameters in a model's files, and their dtype as torch prints it."""
+    from megacode.convert.safetensors_files import SafetensorsFiles
+
     config = json.loads((hf_dir / "config.json").read_text(encoding="utf-8"))
     files = SafetensorsFiles(hf_dir, tied=bool(config.get("tie_word_embeddings")))
     # Headers alone are read: the weights are in another process's memory already.

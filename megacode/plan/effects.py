@@ -15,7 +15,7 @@ _TABLE = {
         checkpoint.keep_every checkpoint.at_start checkpoint.keep_phase_ends checkpoint.async health.hang_timeout
         health.report_every health.spikes.limit model.preset phases.*.name""",
     "measurement": """evaluate.every evaluate.at_phase_ends evaluate.suite evaluate.limit evaluate.without
-        evaluate.run_generated_code evaluate.where evaluate.device evaluate.threads evaluate.sbatch
+        evaluate.run_generated_code evaluate.where evaluate.backend evaluate.device evaluate.threads evaluate.sbatch
         evaluate.keep_exports evaluate.wait validation.every validation.samples""",
     "layout": """parallel.tensor parallel.pipeline parallel.virtual_pipeline parallel.context
         parallel.sequence_parallel parallel.distributed_optimizer parallel.overlap_grad_reduce
