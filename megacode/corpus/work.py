@@ -64,7 +64,7 @@ class RecipeWork:
     def parts(self, shard: Shard) -> Iterator[tuple[int, Path, tuple[int, int]]]:
         """Yield the number of the source, the file, and the bytes of it, for each stretch of a shard."""
         for number, start, end in shard.parts([item.bytes for item in self.inputs]):
-            yield self.inputs[number].source, Path(self.inputs[number].path), (start, end)
+            yield self.inputs[number].source, self.inputs[number].place(), (start, end)
 
     def total_bytes(self) -> int:
         """Return the size of all inputs on disk."""

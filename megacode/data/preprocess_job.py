@@ -11,9 +11,10 @@ from megacode.base.files import Json
 from megacode.config.model import TokenizerConfig
 from megacode.data.jsonl import STANDARD_INPUT, cut_by
 from megacode.data.machine_files import Shard
+from megacode.data.objects import ObjectPath
 from megacode.data.tokenizer import Tokenizer
 
-STATES = "the size or time of an input file"
+STATES = "the size, time or ETag of an input"
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,14 @@ class PreprocessJob:
         return self.shard.prefix(whole) if self.shard else whole
 
 
-def states_of(inputs: list[Path]) -> list[list[int]]:
-    """Return the size and the time of change (ns) of each input; none of standard input."""
-    known = [None if path == STANDARD_INPUT else path.stat() for path in inputs]
-    return [[] if stat is None else [stat.st_size, stat.st_mtime_ns] for stat in known]
+def states_of(inputs: list[Path]) -> list[list[int | str]]:
+    """Return the size and the time of change (ns) or ETag of each input; none of standard input."""
+    return [[] if path == STANDARD_INPUT else _state_of(path) for path in inputs]
+
+
+def _state_of(path: Path) -> list[int | str]:
+    facts = path.stat()
+    return [facts.st_size, path.etag() if isinstance(path, ObjectPath) else facts.st_mtime_ns]
 
 
 def deciding(job: PreprocessJob, tokenizer: Tokenizer, dtype: np.dtype, inputs: list[Path]) -> Json:

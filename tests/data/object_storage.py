@@ -18,7 +18,7 @@ import pytest
 
 from megacode.config.objects import Objects
 from megacode.data import manifest as manifests
-from megacode.data import object_store, objects
+from megacode.data import object_requests, objects
 from megacode.data.indexed import IndexedDatasetWriter
 
 BUCKET = "corpora"
@@ -137,7 +137,7 @@ def server() -> Iterator[tuple[str, int]]:
 @pytest.fixture
 def proxy(server: tuple[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """The way to the server; this process reads through it, with an empty cache."""
-    monkeypatch.setattr(object_store, "_FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(object_requests, "_FIRST_PAUSE", 0.001)
     with proxy_before(server) as running:
         monkeypatch.setenv("AWS_ENDPOINT_URL", running.endpoint)
         objects.forget()
@@ -164,6 +164,15 @@ def upload(server: tuple[str, int], tmp_path: Path) -> Callable[[str], str]:
         return f"s3://{BUCKET}/{there}"
 
     return copy
+
+
+def upload_tree(server: tuple[str, int], root: Path, name: str) -> str:
+    """Copy the files below a directory to object storage, and return its URL there."""
+    client = client_of(server)
+    for path in sorted(root.rglob("*")):
+        if path.is_file():
+            client.upload_file(str(path), BUCKET, f"{name}/{path.relative_to(root)}")
+    return f"s3://{BUCKET}/{name}"
 
 
 def random_set(prefix: Path, dtype: str = "uint16", tokens: int = 200_000, seed: int = 0) -> str:

@@ -342,10 +342,10 @@ def test_missing_credentials_are_named_at_once(proxy, monkeypatch, host, url, fi
     def no_metadata(*_: object, **__: object) -> None:
         # A machine without credentials asks its cloud's metadata server; machines in a cloud would have some.
         asked.append(1)
-        raise store._obstore.exceptions.GenericError(f"Error performing PUT http://{host}/token: timed out")
+        raise store.library.exceptions.GenericError(f"Error performing PUT http://{host}/token: timed out")
 
     with pytest.raises(DataError, match="there are no credentials") as error:
-        store._asked(no_metadata)
+        store.asked(no_metadata)
     assert fix in str(error.value)
     assert len(asked) == 1
 
