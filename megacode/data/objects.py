@@ -27,6 +27,7 @@ from megacode.data.block_cache import BLOCK_BYTES, BlockCache, default_directory
 from megacode.data.object_reader import CHUNK_BYTES, Reader
 from megacode.data.object_requests import forget_connections
 from megacode.data.object_store import ObjectStore, Pin
+from megacode.data.object_writer import ObjectWriter
 
 _GAP_BLOCKS = 4  # closer ranges are one request: 256 KiB cost less than a request of its own
 _RUN_BLOCKS = 64  # of a request at most, 4 MiB: it bounds memory and what a failure repeats
@@ -124,6 +125,12 @@ class ObjectPath(PosixPath):
     def etag(self) -> str:
         """Return the ETag of the version that this process sees."""
         return remote(self).etag
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Remove the object."""
+        ObjectWriter(str(self), _settings).delete()
+        with _lock:
+            _opened.pop(str(self), None)
 
     def exists(self, **_: Any) -> bool:
         """Return whether there is such an object."""

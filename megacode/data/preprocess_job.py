@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from megacode.base.files import Json
+from megacode.base.urls import is_url
 from megacode.config.model import TokenizerConfig
 from megacode.data.jsonl import STANDARD_INPUT, cut_by
 from megacode.data.machine_files import Shard
 from megacode.data.objects import ObjectPath
+from megacode.data.published_set import PublishedSet, published_set
+from megacode.data.publishing import local_place
 from megacode.data.tokenizer import Tokenizer
 
 STATES = "the size, time or ETag of an input"
@@ -23,7 +26,7 @@ class PreprocessJob:
 
     Attributes:
         inputs: files, directories and globs as of `inputs.find_inputs`: JSON lines and Parquet; `-`: standard input.
-        output_prefix: the data sets are `<output_prefix>_<key>_document`.
+        output_prefix: the data sets are `<output_prefix>_<key>_document`; a URL publishes them in object storage.
         tokenizer: what encodes them.
         keys: keys that hold text, nested ones as `a.b`; each makes a data set.
         id_key: key of a document's id, which is kept beside the data sets; None: no ids are kept.
@@ -36,6 +39,7 @@ class PreprocessJob:
         command: the command line, for the manifest.
         shard: preprocess only this part of the input, into data sets for `merge` to join; None: all of it.
         overwrite: replace data sets that are there already.
+        work_dir: where data sets are made that are published in object storage; None: `publishing.WORK_DIR`.
     """
 
     inputs: tuple[str, ...]
@@ -52,11 +56,20 @@ class PreprocessJob:
     command: str = ""
     shard: Shard | None = None
     overwrite: bool = False
+    work_dir: str | None = None
 
     def prefix(self, key: str) -> Path:
-        """Return the prefix of a key's data set, named as by Megatron's tool; a shard's name contains its number."""
-        whole = Path(f"{self.output_prefix}_{key}_document")
-        return self.shard.prefix(whole) if self.shard else whole
+        """Return the local prefix of a key's data set, named as by Megatron's tool; a shard's contains its number."""
+        base = self.output_prefix
+        return Path(self._named(str(local_place(base, self.work_dir)) if is_url(base) else base, key))
+
+    def published(self, key: str) -> PublishedSet | None:
+        """Return how a key's data set is published; None: its prefix is local."""
+        return published_set(self.prefix(key), self._named(self.output_prefix, key))
+
+    def _named(self, base: str, key: str) -> str:
+        whole = f"{base}_{key}_document"
+        return str(self.shard.prefix(whole)) if self.shard else whole
 
 
 def states_of(inputs: list[Path]) -> list[list[int | str]]:

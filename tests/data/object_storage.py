@@ -97,7 +97,7 @@ def proxy_before(target: tuple[str, int]) -> Iterator[Proxy]:
             if answer.cut is not None:
                 self.close_connection = True
 
-        do_GET = do_HEAD = do_PUT = do_POST = pass_on  # noqa: N815
+        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = pass_on  # noqa: N815
 
         def log_message(self, format: str, *arguments: object) -> None:
             """Nothing is logged."""
@@ -173,6 +173,16 @@ def upload_tree(server: tuple[str, int], root: Path, name: str) -> str:
         if path.is_file():
             client.upload_file(str(path), BUCKET, f"{name}/{path.relative_to(root)}")
     return f"s3://{BUCKET}/{name}"
+
+
+def keys_below(server: tuple[str, int], prefix: str) -> dict[str, bytes]:
+    """The objects whose keys begin with a prefix, by the rest of the key."""
+    client = client_of(server)
+    found = client.list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])
+    return {
+        row["Key"].removeprefix(prefix): client.get_object(Bucket=BUCKET, Key=row["Key"])["Body"].read()
+        for row in found
+    }
 
 
 def random_set(prefix: Path, dtype: str = "uint16", tokens: int = 200_000, seed: int = 0) -> str:

@@ -1,0 +1,189 @@
+"""What is made in a local directory is published in object storage when it is complete.
+
+Object storage has no rename, and journals need a disk. So work is done below a local work directory, with its journal,
+and uploaded at the end: the manifest last. Without a manifest the result is not there.
+
+While something is made, an object `NAME.uploading` holds its place: it is written only if there is none, and it names
+the process and a token that a file beside the local work holds too. So two commands never mix their files, a missing
+permission to write shows before the work, and whoever has the work directory can resume. Uploaded objects are recorded
+one by one, and those that arrived are not sent again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from megacode.base import ownership
+from megacode.base.errors import ConfigError, Problem
+from megacode.base.files import read_json, remove, to_json, write_json
+from megacode.base.progress import bar
+from megacode.base.units import format_bytes
+from megacode.data import objects
+from megacode.data.object_writer import ObjectWriter, expected_etag
+
+_LOG = logging.getLogger(__name__)
+WORK_DIR = Path("megacode-work")
+_SIDE_BY_SIDE = 4  # uploads; each sends several parts at a time
+
+Upload = tuple[Path, str]
+
+
+def local_place(url: str, work_dir: str | Path | None) -> Path:
+    """Return where what a URL names is made: `WORK_DIR/s3/bucket/key`."""
+    scheme, _, rest = url.partition("://")
+    return Path(work_dir or WORK_DIR) / scheme / rest.strip("/")
+
+
+class Publication:
+    """One result on its way to object storage.
+
+    Args:
+        name: URL of the result, for messages.
+        claim: URL of the object that holds its place.
+        local: the local work, for messages.
+        record: local file with the token, and with what was uploaded.
+        where: the option or setting that names the URL.
+    """
+
+    def __init__(self, name: str, claim: str, local: Path, record: Path, where: str) -> None:
+        self._name, self._local, self._where = name, local, where
+        self._claim, self._path = ObjectWriter(claim, objects.settings()), record
+        self._record: dict[str, Any] = read_json(record)
+        self._lock = threading.Lock()
+
+    @property
+    def begun(self) -> bool:
+        """Whether an earlier call has claimed the place; another command may have taken it over since."""
+        return "token" in self._record
+
+    def begin(self, existing: Callable[[], Iterable[str]], overwrite: bool) -> None:
+        """Claim the place, or find that an earlier call with the same work directory has.
+
+        Args:
+            existing: finds the URLs of what is there and would be replaced.
+            overwrite: whether that may be replaced, and another command's claim taken over.
+
+        Raises:
+            ConfigError: something is there, or another command makes it.
+            DataError: the storage cannot be written.
+        """
+        held = self._claim.fetch()
+        if held is not None and self._is_ours(held.content):
+            return
+        if held is not None and not overwrite:
+            raise self._taken(held.content)
+        found = [] if overwrite else list(existing())
+        if found:
+            fix = "give --overwrite to replace it, or choose another place"
+            raise ConfigError(problems=[Problem(f"{url} already exists", self._where, fix) for url in found[:8]])
+        owner = ownership.this_process()
+        self._record = {"token": owner.token, "done": {}}
+        # The token first: a claim that nobody can recognise as his own would lock its owner out.
+        write_json(self._path, self._record)
+        claim = {"token": owner.token, "by": str(owner), "work": str(self._local.absolute())}
+        content = to_json(claim).encode()
+        taken = self._claim.create(content) if held is None else self._claim.replace(content, held.etag)
+        if not taken:
+            remove(self._path)
+            now = self._claim.fetch()
+            raise self._taken(now.content if now else b"{}")
+
+    def _is_ours(self, claim: bytes) -> bool:
+        return self.begun and _read_claim(claim).get("token") == self._record["token"]
+
+    def _taken(self, claim: bytes) -> ConfigError:
+        facts = _read_claim(claim)
+        what = f"{self._name} is being made by {facts.get('by', 'another command')}"
+        work = f" in {facts['work']}" if "work" in facts else ""
+        fix = f"wait for it, or run the same command there to resume it{work}; --overwrite discards its work"
+        return ConfigError(what, self._where, fix)
+
+    def withdraw(self) -> None:
+        """Give the place back, unless something was uploaded: the work has failed, and nothing of it is kept."""
+        if self.begun and not self._record["done"]:
+            self._give_back()
+
+    def publish(self, groups: Sequence[Sequence[Upload]], manifest: Upload, stale: Iterable[str]) -> None:
+        """Upload files, the manifest last, and give the place back; what an earlier call has uploaded is kept.
+
+        Args:
+            groups: files and their URLs; a group begins when all of the one before it is there.
+            manifest: the file that makes the result complete, and its URL.
+            stale: URLs that must not be there beside these files: parts of what is replaced.
+
+        Raises:
+            ConfigError: another command has taken over the place.
+            DataError: an upload failed, or differs from its file.
+        """
+        if not self._arrived(manifest):
+            # First of all: what is replaced counts as gone before the first of its files changes.
+            _delete(manifest[1])
+            for url in stale:
+                if url not in self._record["done"]:
+                    _delete(url)
+        size = sum(path.stat().st_size for group in groups for path, _ in group)
+        _LOG.info("uploading %s to %s", format_bytes(size), self._name)
+        with bar("upload", size, size=True) as advance, ThreadPoolExecutor(_SIDE_BY_SIDE) as threads:
+            for group in groups:
+                for path, _ in threads.map(self._upload, group):
+                    advance(path.stat().st_size)
+        held = self._claim.fetch()
+        if held is None or not self._is_ours(held.content):
+            raise self._taken(held.content if held else b"{}")
+        content = manifest[0].read_bytes()
+        writer = ObjectWriter(manifest[1], objects.settings())
+        if not writer.create(content):
+            raise ConfigError(f"{manifest[1]} was written by another program", self._where, "choose another place")
+        self._note(manifest, writer.check(manifest[0]).etag)
+        self._give_back()
+        objects.forget()  # this process may have looked at what was there before
+
+    def _give_back(self) -> None:
+        held = self._claim.fetch()
+        if held is not None and self._is_ours(held.content):
+            self._claim.delete()
+        self._record = {}
+        remove(self._path)
+
+    def _upload(self, one: Upload) -> Upload:
+        if not self._arrived(one):
+            self._note(one, ObjectWriter(one[1], objects.settings()).upload(one[0]).etag)
+        return one
+
+    def _arrived(self, one: Upload) -> bool:
+        """Tell whether a file is there, by the record of an earlier call and by what is there now."""
+        known = self._record["done"].get(one[1])
+        there = ObjectWriter(one[1], objects.settings()).look() if known else None
+        if there is None or there.etag != known["etag"]:
+            return False
+        # A file that was made again has another time, and may have the same bytes.
+        return known["file"] == _facts(one[0]) or there.etag.strip('"') == expected_etag(one[0])
+
+    def _note(self, one: Upload, etag: str) -> None:
+        with self._lock:
+            self._record["done"][one[1]] = {"etag": etag, "file": _facts(one[0])}
+            write_json(self._path, self._record)
+
+
+def _facts(path: Path) -> list[int]:
+    about = path.stat()
+    return [about.st_size, about.st_mtime_ns]
+
+
+def _delete(url: str) -> None:
+    ObjectWriter(url, objects.settings()).delete()
+
+
+def _read_claim(content: bytes) -> dict[str, Any]:
+    try:
+        facts = orjson.loads(content)
+    except ValueError:
+        return {}
+    return facts if isinstance(facts, dict) else {}
