@@ -248,7 +248,10 @@ def corpus(
     recipe: Annotated[
         Path | None, typer.Argument(help="A recipe's YAML file; absent: collect files of this machine.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Directory to write to; default: the recipe's.")] = None,
+    output: Annotated[
+        str | None, typer.Option(help="Directory to write to, or a recipe's URL; default: the recipe's.")
+    ] = None,
+    work_dir: WorkDir = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Show inputs, steps, passes, CPU time and disk; write nothing.")
     ] = False,

@@ -27,7 +27,7 @@ class PublishedSet:
 
     def __init__(self, prefix: Path, url: str) -> None:
         self._prefix, self._url = prefix, url
-        record = prefix.with_name(f".{prefix.name}.upload.json")
+        record = prefix.with_name(f".{prefix.name}.upload.jsonl")
         self._publication = Publication(url, f"{url}.uploading", prefix, record, _WHERE)
 
     def begin(self, overwrite: bool) -> None:

@@ -21,8 +21,9 @@ from typing import Any
 import orjson
 
 from megacode.base import ownership
+from megacode.base.appending import append_json
 from megacode.base.errors import ConfigError, Problem
-from megacode.base.files import read_json, remove, to_json, write_json
+from megacode.base.files import Json, read_jsonl, remove, to_json
 from megacode.base.progress import bar
 from megacode.base.units import format_bytes
 from megacode.data import objects
@@ -48,20 +49,15 @@ class Publication:
         name: URL of the result, for messages.
         claim: URL of the object that holds its place.
         local: the local work, for messages.
-        record: local file with the token, and with what was uploaded.
+        record: local file with the token, and a line for each object that was uploaded.
         where: the option or setting that names the URL.
     """
 
     def __init__(self, name: str, claim: str, local: Path, record: Path, where: str) -> None:
         self._name, self._local, self._where = name, local, where
         self._claim, self._path = ObjectWriter(claim, objects.settings()), record
-        self._record: dict[str, Any] = read_json(record)
+        self._token, self._done = _read_record(record)
         self._lock = threading.Lock()
-
-    @property
-    def begun(self) -> bool:
-        """Whether an earlier call has claimed the place; another command may have taken it over since."""
-        return "token" in self._record
 
     def begin(self, existing: Callable[[], Iterable[str]], overwrite: bool) -> None:
         """Claim the place, or find that an earlier call with the same work directory has.
@@ -84,19 +80,20 @@ class Publication:
             fix = "give --overwrite to replace it, or choose another place"
             raise ConfigError(problems=[Problem(f"{url} already exists", self._where, fix) for url in found[:8]])
         owner = ownership.this_process()
-        self._record = {"token": owner.token, "done": {}}
-        # The token first: a claim that nobody can recognise as his own would lock its owner out.
-        write_json(self._path, self._record)
-        claim = {"token": owner.token, "by": str(owner), "work": str(self._local.absolute())}
+        if not self._token:
+            # The token first: a claim that nobody can recognise as his own would lock its owner out.
+            append_json(self._path, {"token": owner.token})
+            # Of calls for several shards that begin together, all take the first one's.
+            self._token, self._done = _read_record(self._path)
+        claim = {"token": self._token, "by": str(owner), "work": str(self._local.absolute())}
         content = to_json(claim).encode()
         taken = self._claim.create(content) if held is None else self._claim.replace(content, held.etag)
-        if not taken:
-            remove(self._path)
-            now = self._claim.fetch()
+        now = None if taken else self._claim.fetch()
+        if not taken and not (now and self._is_ours(now.content)):
             raise self._taken(now.content if now else b"{}")
 
     def _is_ours(self, claim: bytes) -> bool:
-        return self.begun and _read_claim(claim).get("token") == self._record["token"]
+        return bool(self._token) and _read_claim(claim).get("token") == self._token
 
     def _taken(self, claim: bytes) -> ConfigError:
         facts = _read_claim(claim)
@@ -107,7 +104,7 @@ class Publication:
 
     def withdraw(self) -> None:
         """Give the place back, unless something was uploaded: the work has failed, and nothing of it is kept."""
-        if self.begun and not self._record["done"]:
+        if self._token and not self._done:
             self._give_back()
 
     def publish(self, groups: Sequence[Sequence[Upload]], manifest: Upload, stale: Iterable[str]) -> None:
@@ -126,7 +123,7 @@ class Publication:
             # First of all: what is replaced counts as gone before the first of its files changes.
             _delete(manifest[1])
             for url in stale:
-                if url not in self._record["done"]:
+                if url not in self._done:
                     _delete(url)
         size = sum(path.stat().st_size for group in groups for path, _ in group)
         _LOG.info("uploading %s to %s", format_bytes(size), self._name)
@@ -149,7 +146,7 @@ class Publication:
         held = self._claim.fetch()
         if held is not None and self._is_ours(held.content):
             self._claim.delete()
-        self._record = {}
+        self._token, self._done = "", {}
         remove(self._path)
 
     def _upload(self, one: Upload) -> Upload:
@@ -159,17 +156,25 @@ class Publication:
 
     def _arrived(self, one: Upload) -> bool:
         """Tell whether a file is there, by the record of an earlier call and by what is there now."""
-        known = self._record["done"].get(one[1])
+        known = self._done.get(one[1])
         there = ObjectWriter(one[1], objects.settings()).look() if known else None
-        if there is None or there.etag != known["etag"]:
+        if known is None or there is None or there.etag != known["etag"]:
             return False
         # A file that was made again has another time, and may have the same bytes.
         return known["file"] == _facts(one[0]) or there.etag.strip('"') == expected_etag(one[0])
 
     def _note(self, one: Upload, etag: str) -> None:
+        facts = {"url": one[1], "etag": etag, "file": _facts(one[0])}
         with self._lock:
-            self._record["done"][one[1]] = {"etag": etag, "file": _facts(one[0])}
-            write_json(self._path, self._record)
+            self._done[one[1]] = facts
+            append_json(self._path, facts)
+
+
+def _read_record(path: Path) -> tuple[str, dict[str, Json]]:
+    """Return the token, empty if there is none, and what was uploaded by URL."""
+    rows = read_jsonl(path, [])  # a line that was cut off is an upload that is made again
+    token = next((str(row["token"]) for row in rows if "token" in row), "")
+    return token, {row["url"]: row for row in rows if "url" in row}
 
 
 def _facts(path: Path) -> list[int]:

@@ -46,10 +46,11 @@ Fault = Callable[[str, str, dict[str, str], Answer], None]
 
 @dataclass
 class Proxy:
-    """A server that passes requests on; `fault` may change each answer."""
+    """A server that passes requests on; `fault` may change each answer, and what `refuse` answers is not passed on."""
 
     port: int
     fault: Fault | None = None
+    refuse: Callable[[str, str], int | None] | None = None  # by method and path: a status, answered in place of it
     delay: float = 0.0
     requests: list[tuple[str, str, str]] = field(default_factory=list)  # method, path, range
 
@@ -76,6 +77,11 @@ def proxy_before(target: tuple[str, int]) -> Iterator[Proxy]:
             proxy.requests.append((self.command, self.path, asked.get("Range", asked.get("range", ""))))
             if proxy.delay:
                 time.sleep(proxy.delay)
+            if proxy.refuse and (status := proxy.refuse(self.command, self.path)):
+                self.send_response(status)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             connection = http.client.HTTPConnection(*target)
             connection.request(self.command, self.path, sent, asked)
             got = connection.getresponse()
