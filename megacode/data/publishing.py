@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import orjson
@@ -127,9 +129,9 @@ class Publication:
                     _delete(url)
         size = sum(path.stat().st_size for group in groups for path, _ in group)
         _LOG.info("uploading %s to %s", format_bytes(size), self._name)
-        with bar("upload", size, size=True) as advance, ThreadPoolExecutor(_SIDE_BY_SIDE) as threads:
+        with bar("upload", size, size=True) as advance:
             for group in groups:
-                for path, _ in threads.map(self._upload, group):
+                for path, _ in _side_by_side(self._upload, group):
                     advance(path.stat().st_size)
         held = self._claim.fetch()
         if held is None or not self._is_ours(held.content):
@@ -141,6 +143,7 @@ class Publication:
         self._note(manifest, writer.check(manifest[0]).etag)
         self._give_back()
         objects.forget()  # this process may have looked at what was there before
+        _LOG.info("%s is published", self._name)
 
     def _give_back(self) -> None:
         held = self._claim.fetch()
@@ -149,10 +152,9 @@ class Publication:
         self._token, self._done = "", {}
         remove(self._path)
 
-    def _upload(self, one: Upload) -> Upload:
+    def _upload(self, one: Upload) -> None:
         if not self._arrived(one):
             self._note(one, ObjectWriter(one[1], objects.settings()).upload(one[0]).etag)
-        return one
 
     def _arrived(self, one: Upload) -> bool:
         """Tell whether a file is there, by the record of an earlier call and by what is there now."""
@@ -168,6 +170,38 @@ class Publication:
         with self._lock:
             self._done[one[1]] = facts
             append_json(self._path, facts)
+
+
+def _side_by_side(work: Callable[[Upload], None], items: Sequence[Upload]) -> Iterator[Upload]:
+    """Do some work for each item, several at a time, and yield the items that are done.
+
+    Raises:
+        Exception: the first error of the work, after what was under way has ended.
+    """
+    waiting, done = deque(items), SimpleQueue[tuple[Upload, BaseException | None]]()
+
+    def run() -> None:
+        with suppress(IndexError):
+            while True:
+                item, error = waiting.popleft(), None
+                try:
+                    work(item)
+                except BaseException as found:
+                    error = found
+                    waiting.clear()
+                done.put((item, error))
+
+    # Daemons: a request cannot be interrupted, and Ctrl-C must not wait for the hours that a large file takes.
+    threads = [threading.Thread(target=run, daemon=True) for _ in range(min(_SIDE_BY_SIDE, len(items)))]
+    for thread in threads:
+        thread.start()
+    for _ in items:
+        item, error = done.get()
+        if error is not None:
+            for thread in threads:
+                thread.join()
+            raise error
+        yield item
 
 
 def _read_record(path: Path) -> tuple[str, dict[str, Json]]:

@@ -179,7 +179,6 @@ def test_an_input_that_changes_after_it_was_identified_is_never_read(
 
 def test_two_processes_read_the_version_that_was_identified(server, recipe, remote, url, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("megacode.corpus.work.SHARD_BYTES", 16 << 10)
-    monkeypatch.setattr("megacode.corpus.work.Frozen", None, raising=False)
     run_recipe(remote(), "test", processes=2)
     run_recipe(recipe("here"), "test")
     assert {p: raw for p, raw in published(server, url).items() if p.endswith("zst")} == shards_in(tmp_path / "here")
@@ -189,14 +188,14 @@ def test_a_corpus_cannot_be_its_own_input(proxy, remote, url) -> None:
     run_recipe(remote(), "test")
     sources = {"again": {"kind": "text", "inputs": [f"{url}/first/"]}}
     with pytest.raises(ConfigError, match="this input is a result of the recipe itself"):
-        run_recipe(remote(sources=sources), "test", overwrite=True)
+        run_recipe(remote(sources=sources, decontaminate=None), "test", overwrite=True)
 
 
 def test_without_permission_to_write_no_document_is_read(proxy, there, remote, url, tmp_path) -> None:
     proxy.refuse = lambda method, path: 403 if method == "PUT" else None
     with pytest.raises(DataError, match="access is denied"):
         run_recipe(remote(), "test")
-    assert not proxy.gets(".jsonl")
+    assert set(proxy.gets(".jsonl")) <= {"bytes=0-0"}, "only to see whether it is the bucket that is missing"
 
 
 def test_the_command_writes_where_its_option_says_and_its_data_set_is_decontaminated(
