@@ -58,7 +58,7 @@ class Publication:
     def __init__(self, name: str, claim: str, local: Path, record: Path, where: str) -> None:
         self._name, self._local, self._where = name, local, where
         self._claim, self._path = ObjectWriter(claim, objects.settings()), record
-        self._token, self._done = _read_record(record)
+        self._token, self._done = "", dict[str, Json]()
         self._lock = threading.Lock()
 
     def begin(self, existing: Callable[[], Iterable[str]], overwrite: bool) -> None:
@@ -72,6 +72,8 @@ class Publication:
             ConfigError: something is there, or another command makes it.
             DataError: the storage cannot be written.
         """
+        # Only now: the caller holds the local work, so nobody else changes the record.
+        self._token, self._done = _read_record(self._path)
         held = self._claim.fetch()
         if held is not None and self._is_ours(held.content):
             return
@@ -121,6 +123,7 @@ class Publication:
             ConfigError: another command has taken over the place.
             DataError: an upload failed, or differs from its file.
         """
+        self._refuse_lost()
         if not self._arrived(manifest):
             # First of all: what is replaced counts as gone before the first of its files changes.
             _delete(manifest[1])
@@ -133,9 +136,7 @@ class Publication:
             for group in groups:
                 for path, _ in _side_by_side(self._upload, group):
                     advance(path.stat().st_size)
-        held = self._claim.fetch()
-        if held is None or not self._is_ours(held.content):
-            raise self._taken(held.content if held else b"{}")
+        self._refuse_lost()
         content = manifest[0].read_bytes()
         writer = ObjectWriter(manifest[1], objects.settings())
         if not writer.create(content):
@@ -144,6 +145,14 @@ class Publication:
         self._give_back()
         objects.forget()  # this process may have looked at what was there before
         _LOG.info("%s is published", self._name)
+
+    def _refuse_lost(self) -> None:
+        """Refuse to change anything once --overwrite of another command has taken over the place."""
+        held = self._claim.fetch()
+        if held is None or not self._is_ours(held.content):
+            by = _read_claim(held.content).get("by") if held else "another command, which has ended"
+            fix = "give --overwrite to replace what it made, or choose another place"
+            raise ConfigError(f"{self._name} was taken over by {by}", self._where, fix)
 
     def _give_back(self) -> None:
         held = self._claim.fetch()
