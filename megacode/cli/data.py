@@ -248,9 +248,7 @@ def corpus(
     recipe: Annotated[
         Path | None, typer.Argument(help="A recipe's YAML file; absent: collect files of this machine.")
     ] = None,
-    output: Annotated[
-        str | None, typer.Option(help="Directory to write to, or a recipe's URL; default: the recipe's.")
-    ] = None,
+    output: Annotated[str | None, typer.Option(help="Directory or URL to write to; default: the recipe's.")] = None,
     work_dir: WorkDir = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Show inputs, steps, passes, CPU time and disk; write nothing.")

@@ -70,6 +70,7 @@ class ObjectStore(Requests):
             raise self._changed("it was removed while it was being read") from None
 
     def _got(self, first: int, end: int, pin: Pin) -> memoryview:
+        # The server itself refuses another version, before it sends a byte of it.
         options = {"range": (first, end), "if_match": pin.etag}
         try:
             answer = self.library.get(self.store, self.key, options=options)

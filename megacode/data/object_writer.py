@@ -60,6 +60,7 @@ class ObjectWriter(Requests):
     def create(self, content: bytes) -> bool:
         """Write a small object if there is none; return whether it is there with this content now."""
         try:
+            # If-None-Match: of two writers one gets a refusal, whatever happens between their looks.
             self._put(content, mode="create")
             return True
         except self.errors("AlreadyExistsError"):
@@ -94,6 +95,7 @@ class ObjectWriter(Requests):
         """
         part = part_bytes(path.stat().st_size)
         concurrency = max(2, min(8, _IN_FLIGHT // part))
+        # Parts grow with the file, so fewer of them may be under way.
         options = {"chunk_size": part, "max_concurrency": concurrency}
         self.asked(lambda: self.library.put(self.store, self.key, path, **options), again=False)
         return self.check(path)
@@ -108,6 +110,7 @@ class ObjectWriter(Requests):
         if found is None or found.size != size:
             there = "nothing is there" if found is None else f"it has {found.size:,} bytes"
             raise self._differs(f"{there}, and the file has {size:,}", path)
+        # A local hash costs a second a gigabyte; reading the object back would cost as much as sending it.
         if found.etag.strip('"') != expected_etag(path) and not self._equal(path, found):
             raise self._differs("its contents differ from the file's", path)
         return found

@@ -55,6 +55,7 @@ class PublishedSet:
         """Upload it: ids and tokens, then the index, then the manifest."""
         parts = [(ids_path, self._prefix), (bin_path, self._prefix), (idx_path, self._prefix)]
         paths = [(path(prefix), str(path(self._url))) for path, prefix in parts]
+        # The index makes tokens readable, with or without a manifest: it follows them.
         there = [one for one in paths if one[0].exists()]
         # The old index must not lie beside new tokens, and an empty shard has neither.
         stale = [url for path, url in paths if not path.exists() or path.suffix == ".idx"]
