@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import json
 import random
@@ -117,21 +118,13 @@ def test_a_large_object_is_read_ahead_in_order_and_never_held_whole(server, prox
     (path,) = find_inputs([upload_tree(server, tmp_path / "t", tmp_path.name)])
     reader = read_records(path)
     next(reader)
-    most = 0
-    for _ in reader:
-        (opened,) = (one for one in _readers() if one.name == str(path))
-        most = max(most, len(opened._chunks))
+    (opened,) = (one for one in gc.get_objects() if isinstance(one, object_reader.Reader) and one.name == str(path))
+    most = max(len(opened._chunks) for _ in reader)
     assert 2 <= most <= 8
     ranges = [asked for asked in proxy.gets("a.jsonl") if asked]
     # The head comes in blocks of the cache until it is clear that the file is read in order.
     assert len(ranges) <= size // chunk + 6
     assert not list((tmp_path / "cache").rglob("whole"))
-
-
-def _readers() -> list[Any]:
-    import gc
-
-    return [one for one in gc.get_objects() if type(one).__name__ == "Reader" and not one.closed]
 
 
 def test_a_shard_fetches_little_behind_its_part(server, proxy, tmp_path, monkeypatch) -> None:
