@@ -16,7 +16,7 @@ _LONG_READ = 1 << 20
 _IN_ORDER = 2  # reads that began where the one before had ended
 
 
-class Source(Protocol):
+class Ranged(Protocol):
     """What is read: an object."""
 
     size: int
@@ -28,7 +28,7 @@ class Source(Protocol):
         """Return what will be the bytes `first` to `end - 1`, past the cache."""
 
 
-class Reader(io.RawIOBase):
+class ObjectReader(io.RawIOBase):
     """An object as a file.
 
     Args:
@@ -40,7 +40,7 @@ class Reader(io.RawIOBase):
         until: where reading ends, as far as is known: nothing is fetched ahead behind it.
     """
 
-    def __init__(self, source: Source, name: str) -> None:
+    def __init__(self, source: Ranged, name: str) -> None:
         self.name, self.until = name, source.size
         self._source, self._at = source, 0
         self._last, self._in_order = -1, 0  # end of the last read, and reads in order before it
@@ -110,5 +110,5 @@ class Reader(io.RawIOBase):
 def read_until(file: BinaryIO, end: int | None) -> None:
     """Say where the reading of an opened file will end; a local file, and None, need no such hint."""
     raw = getattr(file, "raw", None)
-    if isinstance(raw, Reader) and end is not None:
+    if isinstance(raw, ObjectReader) and end is not None:
         raw.until = end

@@ -24,7 +24,7 @@ import xxhash
 from megacode.base.urls import is_url
 from megacode.config.objects import Objects
 from megacode.data.block_cache import BLOCK_BYTES, BlockCache, default_directory
-from megacode.data.object_reader import CHUNK_BYTES, Reader
+from megacode.data.object_reader import CHUNK_BYTES, ObjectReader
 from megacode.data.object_requests import forget_connections
 from megacode.data.object_store import ObjectStore, Pin
 from megacode.data.object_writer import ObjectWriter
@@ -148,7 +148,7 @@ class ObjectPath(PosixPath):
         assert mode in ("r", "rb")
         if self.suffix in _MAPPED:
             return remote(self).whole()
-        raw = Reader(remote(self), str(self))
+        raw = ObjectReader(remote(self), str(self))
         if buffering == 0:
             return raw
         buffered = io.BufferedReader(raw, BLOCK_BYTES)

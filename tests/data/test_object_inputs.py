@@ -118,7 +118,9 @@ def test_a_large_object_is_read_ahead_in_order_and_never_held_whole(server, prox
     (path,) = find_inputs([upload_tree(server, tmp_path / "t", tmp_path.name)])
     reader = read_records(path)
     next(reader)
-    (opened,) = (one for one in gc.get_objects() if isinstance(one, object_reader.Reader) and one.name == str(path))
+    (opened,) = (
+        one for one in gc.get_objects() if isinstance(one, object_reader.ObjectReader) and one.name == str(path)
+    )
     most = max(len(opened._chunks) for _ in reader)
     assert 2 <= most <= 8
     ranges = [asked for asked in proxy.gets("a.jsonl") if asked]
