@@ -18,7 +18,8 @@
 # shards are skipped. Jobs that follow a failed one are cancelled; their log says what went wrong.
 #
 # Environment: TASKS (tasks of an array at most, default 512; sites cap arrays, often at 1,001), OUTPUT (replaces the
-# recipe's output directory), SITE, VENV.
+# recipe's output directory, or URL), WORK_DIR (of a corpus that goes to object storage; all nodes must share it), SITE,
+# VENV.
 set -eo pipefail
 root=$(scontrol show job "$SLURM_JOB_ID" 2> /dev/null | sed -n 's#^ *Command=\(/.*\)/slurm/corpus\.sh.*#\1#p' | head -n 1 || true)
 if [ -z "$SLURM_JOB_ID" ]; then root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd); fi
@@ -26,7 +27,7 @@ export MEGACODE_ROOT=${root:-${MEGACODE_ROOT:-${SLURM_SUBMIT_DIR:-$PWD}}}
 root=$MEGACODE_ROOT
 source "$root/slurm/prepare.sh"
 if [ -z "$RECIPE" ]; then fail "RECIPE is not set; give a recipe, such as examples/corpora/code.yaml"; fi
-recipe=("$RECIPE" ${OUTPUT:+--output "$OUTPUT"})
+recipe=("$RECIPE" ${OUTPUT:+--output "$OUTPUT"} ${WORK_DIR:+--work-dir "$WORK_DIR"})
 
 if [ -n "$CORPUS_PASS" ]; then                    # one of the jobs that were submitted below
     part=(--processes "$SLURM_CPUS_PER_TASK")
@@ -46,7 +47,7 @@ print(plan["shards"], plan["done"]["complete"])' <<< "$plan")
 if [ "$complete" = True ]; then echo "the corpus is complete"; exit; fi
 tasks=$((shards < ${TASKS:-512} ? shards : ${TASKS:-512}))
 if [ "$tasks" -lt 1 ]; then fail "TASKS is '$TASKS'; give the number of array tasks, 1 or more"; fi
-export RECIPE OUTPUT CORPUS_TASKS=$tasks
+export RECIPE OUTPUT WORK_DIR CORPUS_TASKS=$tasks
 
 after=
 submit() {                                        # submit PASS [FLAG ...] : after the pass before it

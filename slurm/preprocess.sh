@@ -16,7 +16,8 @@
 #
 #     ... sbatch --array=0-63%16 slurm/preprocess.sh --append-eod --shuffle-seed 1234 --skip-bad-lines
 #
-# Environment: KEYS (JSON keys with text, default `text`), KEEP_SHARDS=1, SITE, VENV. If tasks failed, submit only those
+# Environment: KEYS (JSON keys with text, default `text`), KEEP_SHARDS=1, WORK_DIR (of a data set that goes to object
+# storage, where OUTPUT is a URL), SITE, VENV. If tasks failed, submit only those
 # again; a merge follows them: SHARDS=16 INPUT=... sbatch --array=3,7 slurm/preprocess.sh ...
 # A task that was stopped (time limit, preemption, full disk) resumes where it was when it is submitted or requeued with
 # the same settings.
@@ -40,7 +41,8 @@ if [ -n "$MERGE_SHARDS" ]; then                   # the job that the array's fir
     for key in $KEYS; do
         whole=${OUTPUT}_${key}_document
         shards="$whole.shard_*_of_$(printf %04d "$MERGE_SHARDS")"
-        tool "$root/tools/merge_datasets.py" --input "$shards" --output-prefix "$whole" $again "$@"
+        tool "$root/tools/merge_datasets.py" --input "$shards" --output-prefix "$whole" \
+            ${WORK_DIR:+--work-dir "$WORK_DIR"} $again "$@"
     done
     exit
 fi
@@ -64,4 +66,4 @@ if [ -n "$SLURM_ARRAY_JOB_ID" ]; then
     fi
 fi
 tool "$root/tools/preprocess_data.py" --input $INPUT --output-prefix "$OUTPUT" --json-keys $KEYS --tokenizer-type "$kind" \
-    --tokenizer-model "$TOKENIZER" --workers "$SLURM_CPUS_PER_TASK" $again "$@"
+    --tokenizer-model "$TOKENIZER" --workers "$SLURM_CPUS_PER_TASK" ${WORK_DIR:+--work-dir "$WORK_DIR"} $again "$@"

@@ -16,6 +16,7 @@ from pathlib import Path
 from megacode.base.errors import ConfigError, MegacodeError, Problem
 from megacode.base.files import DISK_FULL
 from megacode.base.units import format_bytes
+from megacode.base.urls import SCHEMES
 
 _ANOTHER = "choose a path you can write to"
 _FIXES = {
@@ -75,8 +76,12 @@ def refuse_unwritable(path: Path, where: str, directory: bool = False) -> None:
         directory: whether it will be a directory.
 
     Raises:
-        ConfigError: it exists as the other kind, lies inside a file, or cannot be written.
+        ConfigError: it exists as the other kind, lies inside a file, cannot be written, or is a URL.
     """
+    # As a path, s3://bucket would become a directory named `s3:`.
+    if path.parts and path.parts[0].removesuffix(":") in SCHEMES and path.parts[0].endswith(":"):
+        fix = "give a local path, and copy the result there; corpora and data sets can be written to object storage"
+        raise ConfigError("this cannot be written to object storage", f"{where} {path}", fix)
     if path.exists() and path.is_dir() != directory:
         kind, wanted = ("directory", "file") if not directory else ("file", "directory")
         raise ConfigError(f"{path} is a {kind}", where, f"give the path of a {wanted}")

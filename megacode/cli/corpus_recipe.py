@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +13,7 @@ from megacode.base.errors import ConfigError
 from megacode.base.files import Json
 from megacode.base.tables import FigureTable
 from megacode.base.units import format_bytes, format_count, format_seconds
+from megacode.base.urls import is_url
 from megacode.cli.options import print_json
 from megacode.corpus.card_terminal import print_card
 from megacode.corpus.decontaminate import Benchmark
@@ -47,7 +47,9 @@ def run_with(given: Mapping[str, Any], console: Console) -> None:
             raise ConfigError("this option does not go with a recipe", f"--{name}", f"set {key} in the recipe instead")
     recipe = load_recipe(given["recipe"])
     if given["output"] is not None:
-        recipe = recipe.model_copy(update={"output": str(given["output"])})
+        recipe = recipe.model_copy(update={"output": given["output"]})
+    if given["work_dir"] is not None:
+        recipe = recipe.model_copy(update={"work_dir": given["work_dir"]})
     shard = Shard.parse(given["shard"]) if given["shard"] else None
     if given["plan"]:
         plan = plan_recipe(recipe, shard)
@@ -56,7 +58,7 @@ def run_with(given: Mapping[str, Any], console: Console) -> None:
     if processes < 1:
         raise ConfigError(f"{processes} is not a valid number of processes", "--processes", "give 1 or more")
     # The command that makes the whole corpus: the manifest must not tell which shard ended last.
-    output = f" --output {shlex.quote(str(given['output']))}" if given["output"] is not None else ""
+    output = f" --output {shlex.quote(given['output'])}" if given["output"] is not None else ""
     manifest = run_recipe(
         recipe,
         f"megacode data corpus {shlex.quote(str(given['recipe']))}{output}",
@@ -71,7 +73,8 @@ def run_with(given: Mapping[str, Any], console: Console) -> None:
         print_json(manifest if manifest is not None else plan_recipe(recipe, shard)["done"])
     elif manifest is not None:
         print_card(manifest, console)
-        console.print(f"{CorpusDir(Path(recipe.output)).card}: the same as a page", soft_wrap=True)
+        card = f"{recipe.output.rstrip('/')}/card.html" if is_url(recipe.output) else CorpusDir(recipe.directory).card
+        console.print(f"{card}: the same as a page", soft_wrap=True)
     else:
         log.info("%s", _progress(plan_recipe(recipe, shard)))
 

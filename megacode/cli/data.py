@@ -19,6 +19,7 @@ from megacode.cli.data_options import (
     Overwrite,
     SkipBadLines,
     ToolCommand,
+    WorkDir,
     command_line,
     run_as_script,
 )
@@ -67,7 +68,7 @@ app.command("compare-tokenizers", cls=ToolCommand)(compare_tokenizers)
 def preprocess(
     ctx: typer.Context,
     input_files: Inputs,
-    output_prefix: Annotated[str, typer.Option(help="Data sets are PREFIX_KEY_document.bin and .idx.")],
+    output_prefix: Annotated[str, typer.Option(help="Data sets are PREFIX_KEY_document.bin and .idx; may be a URL.")],
     tokenizer_type: Annotated[str, typer.Option(help=f"One of {', '.join(TOKENIZER_KINDS)}.")],
     tokenizer_model: Annotated[str, typer.Option(help="Directory with a tokenizer.json, or a SentencePiece .model.")],
     json_keys: Annotated[
@@ -92,6 +93,7 @@ def preprocess(
     skip_bad_lines: SkipBadLines = False,
     dtype: Annotated[Literal["auto", "uint16", "int32"], typer.Option(help="Dtype of a token on disk.")] = "auto",
     overwrite: Overwrite = False,
+    work_dir: WorkDir = None,
     # Flags of Megatron-LM: the first two change nothing, the hidden ones are refused with a fix (`_REFUSED`).
     partitions: Annotated[int, typer.Option(help="Accepted and ignored: one process with threads does the work.")] = 1,
     keep_sequential_samples: Annotated[
@@ -153,6 +155,7 @@ def _job(given: dict[str, Any], command: str) -> Any:
         "dtype",
         "workers",
         "log_interval",
+        "work_dir",
     )
     return PreprocessJob(
         inputs=tuple(given["input_files"]),
@@ -170,9 +173,9 @@ def merge(
     ctx: typer.Context,
     prefixes: Annotated[
         list[str],
-        typer.Option("--input", metavar="PREFIX...", help="Prefixes without .bin and .idx, or quoted globs of them."),
+        typer.Option("--input", metavar="PREFIX...", help="Prefixes without .bin and .idx, or quoted globs; URLs too."),
     ],
-    output_prefix: Annotated[str, typer.Option(help="Prefix of the data set to make.")],
+    output_prefix: Annotated[str, typer.Option(help="Prefix of the data set to make; may be a URL.")],
     shuffle_seed: Annotated[
         int | None,
         typer.Option(help="Shuffle the documents; default: with the seed that the shards were made with, if any."),
@@ -181,6 +184,7 @@ def merge(
         bool, typer.Option("--remove-shards", help="Remove the shards once the merged data set is on disk.")
     ] = False,
     overwrite: Overwrite = False,
+    work_dir: WorkDir = None,
 ) -> None:
     """Merge several data sets into one.
 
@@ -198,8 +202,15 @@ def merge(
     def work() -> None:
         from megacode.data.merge import merge as run
 
-        command = command_line(ctx)
-        run(prefixes, output_prefix, shuffle_seed, remove_shards=remove_shards, command=command, overwrite=overwrite)
+        run(
+            prefixes,
+            output_prefix,
+            shuffle_seed,
+            remove_shards=remove_shards,
+            command=command_line(ctx),
+            overwrite=overwrite,
+            work_dir=work_dir,
+        )
 
     raise typer.Exit(run_tool(work))
 
@@ -237,7 +248,8 @@ def corpus(
     recipe: Annotated[
         Path | None, typer.Argument(help="A recipe's YAML file; absent: collect files of this machine.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Directory to write to; default: the recipe's.")] = None,
+    output: Annotated[str | None, typer.Option(help="Directory or URL to write to; default: the recipe's.")] = None,
+    work_dir: WorkDir = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Show inputs, steps, passes, CPU time and disk; write nothing.")
     ] = False,

@@ -14,13 +14,21 @@ from megacode.base.errors import ConfigError
 from megacode.base.progress import new_progress
 from megacode.base.tables import FigureTable
 from megacode.base.units import format_bytes, parse_count
+from megacode.base.user_paths import refuse_unwritable
 from megacode.corpus.machine.collect import DEFAULT_BYTES, collect
 
 _MOST = 4  # file kinds, and reasons for exclusion, that the table names; longer lists would wrap
 
 
 # Options that need a recipe, and how they are given.
-_OF_RECIPES = {"plan": "--plan", "shard": "--shard", "task": "--task", "only": "--pass", "json_": "--json"}
+_OF_RECIPES = {
+    "plan": "--plan",
+    "shard": "--shard",
+    "task": "--task",
+    "only": "--pass",
+    "json_": "--json",
+    "work_dir": "--work-dir",
+}
 
 
 def collect_with_bars(given: Mapping[str, Any]) -> None:
@@ -36,9 +44,10 @@ def collect_with_bars(given: Mapping[str, Any]) -> None:
     for name, flag in _OF_RECIPES.items():
         if given[name]:
             raise ConfigError("this option needs a recipe", flag, "give a recipe's YAML file before the options")
-    output: Path | None = given["output"]
-    if output is None:
+    if given["output"] is None:
         raise ConfigError("there is neither a recipe nor an output", "--output", "give a recipe, or --output DIR")
+    output = Path(given["output"])
+    refuse_unwritable(output, "--output", directory=True)
     limits = read_limits(given["limit"] or [])
     # A bar counts bytes towards its source's limit. A source with limit 0 is switched off, and has none.
     columns = TextColumn("{task.description:8}"), BarColumn(), DownloadColumn(), TimeElapsedColumn()

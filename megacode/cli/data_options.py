@@ -29,6 +29,10 @@ IdKey = Annotated[
 ]
 SkipBadLines = Annotated[bool, typer.Option("--skip-bad-lines", help="Skip and count lines that cannot be read.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
+WorkDir = Annotated[
+    str | None,
+    typer.Option(help="Local directory where output for object storage is made; default: megacode-work."),
+]
 
 
 class ToolCommand(TyperCommand):

@@ -51,7 +51,7 @@ def write_items(recipe: Recipe, suite_items: SuiteItems | None, *, again: bool) 
         ConfigError: the recipe names a suite, and there is nothing to read it with.
         DataError: the items of a suite or file cannot be read.
     """
-    out = CorpusDir(Path(recipe.output))
+    out = CorpusDir(recipe.directory)
     rules, path = recipe.decontaminate, out.benchmarks
     if rules is None or not (rules.suites or rules.files):
         return

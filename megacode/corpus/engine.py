@@ -12,8 +12,7 @@ import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
-from contextlib import nullcontext
-from pathlib import Path
+from contextlib import ExitStack, nullcontext
 from typing import Literal
 
 from megacode.base.child_processes import end_with
@@ -28,6 +27,7 @@ from megacode.corpus.decontaminate.index import Index
 from megacode.corpus.machine.source import collect_sources
 from megacode.corpus.manifest import is_complete, write_manifest
 from megacode.corpus.map_pass import map_shard
+from megacode.corpus.published import PublishedCorpus, published_corpus
 from megacode.corpus.recipe import Recipe
 from megacode.corpus.reduce_pass import reduce_all, refuse_unreduced
 from megacode.corpus.shards import Numbered, open_shards
@@ -73,14 +73,20 @@ def run_recipe(
         DataError: an input is missing or damaged, or nothing is left of a source.
     """
     _refuse_needless(shard, task, only)
-    out, whole = Path(recipe.output), shard is None and task is None
+    out, whole = recipe.directory, shard is None and task is None
     refuse_unwritable(out, "output", directory=True)
+    published = published_corpus(recipe)
     # Commands for some shards run side by side: they claim their shards instead.
     with claimed(out, "output") if whole else nullcontext():
-        work = _ready(recipe, shard, command, overwrite, whole, suite_items)
+        work = _ready(recipe, shard, command, overwrite, whole, suite_items, published)
+        if published is not None:
+            if (made := published.made(work.identity)) is not None:
+                return made
+            published.begin(overwrite)
+        settle(work, overwrite)
         # Without this, removing map/ and reduce/ to free their space would make the next call start again.
         if is_complete(work):
-            return read_json(work.out.manifest)
+            return read_json(work.out.manifest) if published is None else _deliver(work, published, whole)
         shards = [shard] if shard else work.all_shards()[task.index :: task.count] if task else work.all_shards()
         if only in (None, "map"):
             _each_shard(_map_one, work, [one for one in shards if not work.out.mapped(one).counts.exists()], processes)
@@ -88,21 +94,54 @@ def run_recipe(
             reduce_all(work)
         if only == "apply" or (only is None and whole):
             _each_shard(_apply_one, work, [one for one in shards if not work.out.applied(one).exists()], processes)
-            return write_manifest(work)
+            return write_manifest(work) if published is None else _deliver(work, published, whole)
         return None
 
 
+def _deliver(work: RecipeWork, published: PublishedCorpus, whole: bool) -> Json | None:
+    """Upload a corpus whose shards are all done, and return its manifest; None: some are missing, or another does it.
+
+    Args:
+        work: what was done.
+        published: where it goes.
+        whole: whether this call is the only one; else, of the last tasks of an array, several may come here.
+    """
+    # Before the claim: whoever holds it must be one that finds all shards done, or nobody would upload.
+    if not all(work.out.applied(shard).exists() for shard in work.all_shards()) and not is_complete(work):
+        return None
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(claimed(work.out.corpus, "output"))
+        except ConfigError:
+            if whole:
+                raise
+            log.info("another task uploads the corpus")
+            return None
+        manifest = published.made(work.identity)
+        if manifest is None:
+            manifest = read_json(work.out.manifest) if is_complete(work) else write_manifest(work)
+            published.publish()
+            published.clean()
+        return manifest
+
+
 def _ready(
-    recipe: Recipe, shard: Shard | None, command: str, overwrite: bool, whole: bool, suite_items: SuiteItems | None
+    recipe: Recipe,
+    shard: Shard | None,
+    command: str,
+    overwrite: bool,
+    whole: bool,
+    suite_items: SuiteItems | None,
+    published: PublishedCorpus | None,
 ) -> RecipeWork:
-    """Return what is to be done, written down in the output directory."""
+    """Return what is to be done."""
     # First of all: collecting files and reading suites take minutes, which a refused recipe should not cost.
     refuse_changed_recipe(recipe, overwrite)
     collected = collect_sources(recipe, alone=whole)
     write_items(recipe, suite_items, again=overwrite)
-    work = prepare(recipe, shard.count if shard else None, command, collected)
-    settle(work, overwrite)
-    return work
+    # The local facts may be gone since, and another number of shards would be another corpus.
+    shards = int(published.manifest().get("shards", 0)) if published is not None else 0
+    return prepare(recipe, shard.count if shard else None, command, collected, known_shards=shards)
 
 
 def _refuse_needless(shard: Shard | None, task: Shard | None, only: Pass | None) -> None:

@@ -8,6 +8,7 @@ from megacode.base.files import Json, read_json
 from megacode.corpus.inputs import AGAINST
 from megacode.corpus.machine.source import collected_files, wanted_bytes
 from megacode.corpus.manifest import is_complete
+from megacode.corpus.published import PublishedCorpus, published_corpus
 from megacode.corpus.recipe import MACHINE, Recipe
 from megacode.corpus.work import RecipeWork, differences_of, prepare
 from megacode.data.machine_files import Shard
@@ -40,7 +41,9 @@ def plan_recipe(recipe: Recipe, shard: Shard | None = None) -> Json:
         DataError: an input is missing.
     """
     collected = collected_files(recipe)
-    work = prepare(recipe, shard.count if shard else None, "", collected, hashed=False)
+    published = published_corpus(recipe)
+    shards = int(published.manifest().get("shards", 0)) if published is not None else 0
+    work = prepare(recipe, shard.count if shard else None, "", collected, hashed=False, known_shards=shards)
     # A plan collects nothing: for the kind `machine` it can only say how much will be searched for.
     missing = {name: wanted_bytes(recipe, name) for name, path in collected.items() if not path.exists()}
     text_bytes = sum(_text_bytes(item.path, item.bytes) for item in work.inputs) + sum(missing.values())
@@ -58,7 +61,7 @@ def plan_recipe(recipe: Recipe, shard: Shard | None = None) -> Json:
         "documents": documents,
         "cpu_seconds": _cpu_seconds(work, recipe, text_bytes, documents),
         "disk_bytes": _disk_bytes(recipe, text_bytes, documents),
-        "done": _done(work),
+        "done": _done(work, published),
         "changed": list(differences_of(earlier, work.facts)) if earlier else [],
     }
 
@@ -135,11 +138,14 @@ def _disk_bytes(recipe: Recipe, text_bytes: int, documents: int) -> dict[str, in
     return {"map": stored + arrays, "reduce": scratch, "corpus": stored}
 
 
-def _done(work: RecipeWork) -> Json:
+def _done(work: RecipeWork, published: PublishedCorpus | None) -> Json:
     shards = work.all_shards()
+    if published is not None and published.made(work.identity) is not None:
+        # The local results were removed then.
+        return {"map": len(shards), "reduce": True, "apply": len(shards), "complete": True}
     return {
         "map": sum(work.out.mapped(shard).counts.exists() for shard in shards),
         "reduce": work.out.report.exists(),
         "apply": sum(work.out.applied(shard).exists() for shard in shards),
-        "complete": is_complete(work),
+        "complete": published is None and is_complete(work),
     }

@@ -10,9 +10,11 @@ from typing import Any
 import xxhash
 
 from megacode.base.errors import DataError
+from megacode.data.objects import ObjectPath, pinned
 
 AGAINST = -1  # the number, in place of a source's, of documents that are only compared with
 WHOLE_BYTES = 64 << 20  # larger files are hashed in samples: an array of 1,000 tasks would read 1,000 x the corpus
+ETAG = "ETag "  # begins the hash of an object
 _SAMPLES = 256
 _SAMPLE_BYTES = 64 << 10
 _BLOCK = 1 << 20
@@ -26,8 +28,9 @@ class Input:
         source: number of its source in the recipe; `AGAINST` for files that are only compared with.
         path: as it was found.
         bytes: on disk.
-        modified: its time of modification in nanoseconds; only tells whether it must be hashed again.
-        hash: xxh3-128 of its bytes; of files above `WHOLE_BYTES` the size and 256 sampled blocks.
+        modified: its time of modification in nanoseconds, 0 of an object; only tells whether it must be hashed again.
+        hash: xxh3-128 of its bytes; of files above `WHOLE_BYTES` the size and 256 sampled blocks; of an object in
+            object storage its ETag, since reading it would cost as much as making the corpus.
     """
 
     source: int
@@ -39,7 +42,13 @@ class Input:
     @property
     def sampled(self) -> bool:
         """Whether the hash covers samples of the file only."""
-        return self.bytes > WHOLE_BYTES
+        return self.bytes > WHOLE_BYTES and not self.hash.startswith(ETAG)
+
+    def place(self) -> Path:
+        """Return the file, or the object: reading another version than the one that was identified is an error."""
+        if self.hash.startswith(ETAG):
+            return pinned(self.path, self.bytes, self.hash.removeprefix(ETAG))
+        return Path(self.path)
 
     def as_json(self) -> dict[str, Any]:
         """Return it for a file."""
@@ -61,6 +70,9 @@ def identify(
     """
     inputs = []
     for source, path in files:
+        if isinstance(path, ObjectPath):
+            inputs.append(Input(source, str(path), path.stat().st_size, 0, ETAG + path.etag()))
+            continue
         try:
             facts = path.stat()
             old = known.get(str(path), {})

@@ -8,11 +8,17 @@ from pathlib import Path
 
 from megacode.base.errors import ConfigError, Problem
 from megacode.base.files import read_json, remove
+from megacode.base.urls import is_url
 from megacode.corpus.layout import CorpusDir
 
 
-def refuse_own_files(out: CorpusDir, inputs: Sequence[str]) -> None:
+def refuse_own_files(out: CorpusDir, output: str, inputs: Sequence[str]) -> None:
     """Refuse inputs that are results of this recipe: a second call would read what the first one wrote.
+
+    Args:
+        out: the local directory.
+        output: of the recipe.
+        inputs: paths.
 
     Raises:
         ConfigError: names the first such input.
@@ -23,9 +29,10 @@ def refuse_own_files(out: CorpusDir, inputs: Sequence[str]) -> None:
     for path in inputs:
         # abspath asks no file system: an array of jobs may do this for 10^5 files.
         whole = os.path.abspath(path)
-        if whole == facts or whole.startswith(tuple(own)):
+        published = is_url(output) and path.startswith(f"{output.rstrip('/')}/")
+        if published or whole == facts or whole.startswith(tuple(own)):
             fix = "put the output outside the directory of the inputs, or name the inputs by a glob that leaves it out"
-            raise ConfigError(f"this input is a result of the recipe itself: {path}", str(out.path), fix)
+            raise ConfigError(f"this input is a result of the recipe itself: {path}", output, fix)
 
 
 def refuse_foreign(out: CorpusDir) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from megacode.base.errors import ConfigError, Problem
+from megacode.base.urls import is_url
 from megacode.config.loading import read_document
 from megacode.config.placeholders import while_known
 from megacode.config.quantity import Frozen, Share
@@ -23,6 +24,7 @@ from megacode.corpus.licences import LicenceSettings
 from megacode.corpus.machine_settings import MachineSettings
 from megacode.corpus.personal_data import PersonalDataSettings
 from megacode.corpus.settings import read_settings
+from megacode.data.publishing import local_place
 
 WANTED = "a recipe's YAML file"
 MACHINE = "machine"  # the kind that collects this machine's own files
@@ -94,7 +96,8 @@ class Recipe(Frozen):
 
     Attributes:
         name: of the corpus.
-        output: directory to write to, relative to the working directory.
+        output: directory to write to, relative to the working directory; a URL publishes the corpus there.
+        work_dir: where a corpus is made that is published; absent: `megacode-work`.
         sources: by name; of two duplicates the one of the earlier source is kept.
         duplicates: absent: duplicates stay in.
         decontaminate: absent: items of benchmarks stay in.
@@ -104,11 +107,17 @@ class Recipe(Frozen):
 
     name: str = Field(pattern=r"^[\w.-]+$")
     output: str = Field(min_length=1)
+    work_dir: str | None = Field(default=None, min_length=1)
     sources: dict[str, RecipeSource] = Field(min_length=1)
     duplicates: DuplicateRules | None = None
     decontaminate: Decontamination | None = None
     tokenizer: str | None = None
     seed: int = 0
+
+    @property
+    def directory(self) -> Path:
+        """The local directory that the passes write to."""
+        return local_place(self.output, self.work_dir) if is_url(self.output) else Path(self.output)
 
 
 def load_recipe(path: Path) -> Recipe:

@@ -51,7 +51,7 @@ def rules(recipe: Recipe) -> Json:
         if recipe.decontaminate.files:
             found["benchmark_files"] = {name: _digest(Path(name)) for name in recipe.decontaminate.files}
     # The items as written, not the suite's name: a newer lm-eval may read other ones under the same name.
-    benchmarks = CorpusDir(Path(recipe.output)).benchmarks
+    benchmarks = CorpusDir(recipe.directory).benchmarks
     if recipe.decontaminate is not None and benchmarks.exists():
         found["benchmark_items"] = file_digest(benchmarks)
     return found

@@ -64,7 +64,7 @@ class RecipeWork:
     def parts(self, shard: Shard) -> Iterator[tuple[int, Path, tuple[int, int]]]:
         """Yield the number of the source, the file, and the bytes of it, for each stretch of a shard."""
         for number, start, end in shard.parts([item.bytes for item in self.inputs]):
-            yield self.inputs[number].source, Path(self.inputs[number].path), (start, end)
+            yield self.inputs[number].source, self.inputs[number].place(), (start, end)
 
     def total_bytes(self) -> int:
         """Return the size of all inputs on disk."""
@@ -72,7 +72,13 @@ class RecipeWork:
 
 
 def prepare(
-    recipe: Recipe, shards: int | None, command: str, collected: Mapping[str, Path], *, hashed: bool = True
+    recipe: Recipe,
+    shards: int | None,
+    command: str,
+    collected: Mapping[str, Path],
+    *,
+    hashed: bool = True,
+    known_shards: int = 0,
 ) -> RecipeWork:
     """Find and identify the inputs of a recipe.
 
@@ -82,18 +88,20 @@ def prepare(
         command: the command line.
         collected: for sources of kind `machine`, the files that hold their documents.
         hashed: read the inputs to hash them; otherwise only their sizes and times are looked at.
+        known_shards: of the corpus that is published; 0: none is.
 
     Raises:
         ConfigError: an earlier call had another number of shards, or an input is listed twice.
         DataError: an input is missing or cannot be read.
     """
-    out = CorpusDir(Path(recipe.output))
+    out = CorpusDir(recipe.directory)
     # Hashes and the number of shards are kept: each of a thousand array tasks comes through here.
     earlier = read_json(out.facts)
     known = {item["path"]: item for item in earlier.get("inputs", [])}
     inputs = tuple(identify(list(_files(recipe, collected)), known, hashed=hashed))
-    count = shards or int(earlier.get("shards", 0)) or shards_for([(item.path, item.bytes) for item in inputs])
-    refuse_own_files(out, [item.path for item in inputs])
+    known_shards = int(earlier.get("shards", 0)) or known_shards
+    count = shards or known_shards or shards_for([(item.path, item.bytes) for item in inputs])
+    refuse_own_files(out, recipe.output, [item.path for item in inputs])
     facts = {
         "recipe": described(recipe),
         "inputs": [item.as_json() for item in inputs],
@@ -119,7 +127,7 @@ def described(recipe: Recipe) -> Json:
     """Return the settings that results depend on."""
     document = recipe.model_dump(mode="json")
     # The directory may be moved, and a name changes no document.
-    return {key: value for key, value in document.items() if key not in ("name", "output")}
+    return {key: value for key, value in document.items() if key not in ("name", "output", "work_dir")}
 
 
 def _files(recipe: Recipe, collected: Mapping[str, Path]) -> Iterator[tuple[int, Path]]:
@@ -167,7 +175,7 @@ def refuse_changed_recipe(recipe: Recipe, overwrite: bool) -> None:
     Raises:
         ConfigError: names each setting that differs.
     """
-    out = CorpusDir(Path(recipe.output))
+    out = CorpusDir(recipe.directory)
     earlier = read_json(out.facts).get("recipe")
     if earlier and not overwrite:
         differences = list(_setting_differences("recipe", earlier, described(recipe)))

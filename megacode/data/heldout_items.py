@@ -20,7 +20,9 @@ from megacode.base.errors import ConfigError, DataError
 from megacode.base.files import digest, remove, write_json
 from megacode.config.evaluate import MADE_SUITES
 from megacode.config.model import TokenizerConfig
+from megacode.config.objects import Objects
 from megacode.config.run import RunConfig
+from megacode.data import objects
 from megacode.data.demo_items import INDEX, LEAST_CLEAN, SOURCES, build_demo_tasks, write_items
 from megacode.data.indexed import IndexedDataset
 from megacode.data.manifest import identity
@@ -54,6 +56,17 @@ class _DataSet:
     path: str
     fraction: float
     tokenizer: TokenizerConfig
+    objects: Objects
+
+    def identity(self) -> str:
+        """Return the hash of its contents."""
+        objects.use(self.objects)
+        return identity(self.path)
+
+    def stream(self) -> SourceStream:
+        """Open what training may read of it."""
+        objects.use(self.objects)
+        return SourceStream(self.name, self.path, self.fraction, seq_length=1)
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,7 @@ class _HeldOut:
     @staticmethod
     def of(one: _DataSet, limit: int | None, longest: int | None) -> _HeldOut:
         """Read them, as `heldout_documents` does."""
+        objects.use(one.objects)
         tokenizer = load_tokenizer(one.tokenizer)
         documents = heldout_documents(one.name, one.path, one.fraction, tokenizer, limit, longest)
         return _HeldOut([ids for ids, _ in documents], [text for _, text in documents], tokenizer)
@@ -113,7 +127,7 @@ def build_items(configs: Sequence[RunConfig], suite: str, directory: Path) -> No
     # The seed chooses passages; whole documents are the same for all seeds.
     facts = [suite, str(_RULE), *([str(seed)] if suite == "demo" else [])]
     for one in sets:
-        facts += [one.name, identity(one.path), str(one.fraction), load_tokenizer(one.tokenizer).hash]
+        facts += [one.name, one.identity(), str(one.fraction), load_tokenizer(one.tokenizer).hash]
     made_from = digest(*facts)
     if _made_from(directory) == made_from:
         return
@@ -186,7 +200,7 @@ def _data_sets(configs: Sequence[RunConfig], suite: str) -> list[_DataSet]:
         if config.tokenizer is None:
             what = f"the items of the suite {suite!r} are made with the run's tokenizer, and it has none"
             raise ConfigError(what, f"run {config.name}", "add tokenizer: {kind: huggingface, path: DIR}")
-        found.append(_DataSet(name, path, fraction, config.tokenizer))
+        found.append(_DataSet(name, path, fraction, config.tokenizer, config.objects))
     return found
 
 
@@ -195,7 +209,7 @@ def _named_sources(configs: Sequence[RunConfig]) -> list[tuple[str, str, RunConf
     found: dict[Path, tuple[str, str, RunConfig]] = {}
     for config in configs:
         for name, source in config.sources.items():
-            found.setdefault(Path(source.path).resolve(), (name, source.path, config))
+            found.setdefault(objects.place(source.path).resolve(), (name, source.path, config))
     # Sorted, so that the order of arms in a study changes nothing.
     ordered = sorted(found.values(), key=lambda one: one[:2])
     places = [sum(other[0] == name for other in ordered[:i]) for i, (name, *_) in enumerate(ordered)]
@@ -224,7 +238,7 @@ def _unread(sets: Sequence[_DataSet], documents: Mapping[str, _HeldOut]) -> dict
     found: dict[str, Unread] = {}
     for some in alike.values():
         held = [documents[one.name] for one in some]
-        streams = [SourceStream(one.name, one.path, one.fraction, seq_length=1) for one in some]
+        streams = [one.stream() for one in some]
         size = sum(len(text.encode("utf-8", "replace")) for one in held for text in one.texts)
         unread = Unread(load_tokenizer(some[0].tokenizer), streams, [ids for one in held for ids in one.ids], size)
         found |= {one.name: unread for one in some}

@@ -1,4 +1,4 @@
-"""Inputs that a user names: files, directories, globs and standard input, read as records whatever their format."""
+"""Inputs that a user names: files, directories, globs, URLs, standard input; read as records whatever their format."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from megacode.base.errors import ConfigError, DataError
+from megacode.base.urls import is_url
+from megacode.data import object_listing
 from megacode.data.jsonl import STANDARD_INPUT, read_lines
 from megacode.data.parquet import is_parquet, read_rows
 from megacode.data.records import Records
@@ -25,7 +27,8 @@ def find_inputs(patterns: Sequence[str], option: str = "--input") -> list[Path]:
 
     Args:
         patterns: files, globs, directories (all files below that can be read, hidden ones left out; links are
-            followed), or `-`, which is standard input. What is left out is counted in a warning.
+            followed), URLs of all three in object storage, or `-`, which is standard input. What is left out is
+            counted in a warning.
         option: that names them, for messages.
 
     Raises:
@@ -50,6 +53,8 @@ def find_inputs(patterns: Sequence[str], option: str = "--input") -> list[Path]:
 def _matches(pattern: str, option: str) -> list[Path]:
     if pattern == str(STANDARD_INPUT):
         return [STANDARD_INPUT]
+    if is_url(pattern):
+        return _objects(pattern, option)
     if Path(pattern).is_file():
         return [Path(pattern)]
     names = [pattern] if Path(pattern).is_dir() else sorted(glob.glob(pattern, recursive=True))
@@ -73,8 +78,26 @@ def _matches(pattern: str, option: str) -> list[Path]:
     return files
 
 
+def _objects(pattern: str, option: str) -> list[Path]:
+    found, inside = object_listing.matching(pattern)
+    if found:
+        if inside:
+            what = "%s %s matches objects and directories; %d objects below the directories are left out"
+            _LOG.warning(what, option, pattern, len(inside))
+        return [*found]
+    readable = _readable(inside, pattern)
+    if not readable:
+        fix = "check the bucket and the key; give JSON-lines or Parquet objects, a directory of them, or a quoted glob"
+        raise DataError("there is no such object", f"{option} {pattern}", fix)
+    return readable
+
+
 def _files_below(directory: Path) -> list[Path]:
-    visible = list(_visible_files(directory, set()))
+    return _readable(list(_visible_files(directory, set())), str(directory))
+
+
+def _readable(visible: Sequence[Path], directory: str) -> list[Path]:
+    """Return the files of a directory that can be read by their names, and count the others in a warning."""
     found = sorted(path for path in visible if path.suffix in _READ + _NOT_READ)
     if len(found) < len(visible):
         other = sorted({path.suffix or path.name for path in visible} - {path.suffix for path in found})

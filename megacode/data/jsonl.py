@@ -21,6 +21,7 @@ import orjson
 
 from megacode.base.errors import DataError
 from megacode.data.compressed import BrokenStreamError, Stream, decompressed, is_compressed, versions
+from megacode.data.object_reader import read_until
 from megacode.data.records import Records, check_characters, lines_before
 
 CHUNK_BYTES = 4 << 20
@@ -84,6 +85,7 @@ def read_chunks(path: Path, size: int = 0, start: int = 0, end: int | None = Non
     try:
         with nullcontext(_standard_input()) if path == STANDARD_INPUT else path.open("rb") as file:
             if is_compressed(path):
+                read_until(file, end)
                 yield from _chunks_in(path, decompressed(path, file), size, start, end)
             else:
                 yield from _lines_in(path, file, size, start, end)
@@ -128,6 +130,7 @@ def _lines_in(path: Path, file: BinaryIO, size: int, start: int, end: int | None
     first = _next_line(file, start)
     if start or end is not None:
         file.seek(first)
+    read_until(file, last)
     yield from _whole_lines(path, _Plain(file, first, last), size, first)
 
 

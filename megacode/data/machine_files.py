@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megacode.base.errors import ConfigError
+from megacode.data.objects import place
 
 _SHARD = re.compile(r"(\d+)/(\d+)")
 _NAME = re.compile(r"(.+)\.shard_(\d+)_of_(\d+)")
@@ -58,7 +59,7 @@ class Shard:
     def prefix(self, whole: str | Path) -> Path:
         """Return the prefix of this shard's data set, from the one of the whole."""
         # Four digits keep a glob's order equal to the shards' order up to 10,000.
-        return Path(f"{whole}.shard_{self.index:04d}_of_{self.count:04d}")
+        return place(f"{whole}.shard_{self.index:04d}_of_{self.count:04d}")
 
     def parts(self, sizes: Sequence[int]) -> list[tuple[int, int, int]]:
         """Return this shard's part of an input: a file's number, first byte and end, for each file it has bytes of.

@@ -14,6 +14,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from megacode.base.errors import ConfigError, DataError, Problem
 from megacode.base.files import remove
 from megacode.base.progress import steps
 from megacode.base.units import format_bytes, format_count
+from megacode.base.urls import is_url
 from megacode.base.user_paths import refuse_existing, refuse_unwritable
 from megacode.data import manifest as manifests
 from megacode.data.decontaminated import common_suites
@@ -30,7 +32,11 @@ from megacode.data.document_ids import ids_path
 from megacode.data.indexed import IndexedDatasetWriter, bin_path, idx_path
 from megacode.data.machine_files import WHOLE, Shard
 from megacode.data.manifest import Manifest
+from megacode.data.object_listing import matching
+from megacode.data.objects import place
 from megacode.data.progress import PassProgress
+from megacode.data.published_set import published_set
+from megacode.data.publishing import WORK_DIR, local_place
 from megacode.data.shuffle import ShuffledWriter
 
 _LOG = logging.getLogger(__name__)
@@ -46,16 +52,18 @@ def merge(
     remove_shards: bool = False,
     command: str = "",
     overwrite: bool = False,
+    work_dir: str | None = None,
 ) -> Manifest:
     """Make one data set of several, with its manifest; on an error nothing is left behind.
 
     Args:
-        inputs: prefixes of data sets, without `.bin` and `.idx`, and globs of them.
-        output_prefix: the one to make.
+        inputs: prefixes of data sets, without `.bin` and `.idx`, and globs of them; URLs too.
+        output_prefix: the one to make; a URL publishes it in object storage.
         shuffle_seed: shuffle the documents; None: as the shards were made for, else in order.
         remove_shards: remove shards once the whole is on disk.
         command: the command line, for the manifest.
         overwrite: replace a data set that is there already.
+        work_dir: where one is made that is published in object storage; None: `publishing.WORK_DIR`.
 
     Raises:
         DataError: if a data set is missing, unfinished, corrupted, or incompatible with the others.
@@ -67,20 +75,27 @@ def merge(
             "the output is one of the inputs", f"--output-prefix {output_prefix}", "choose another prefix"
         )
     facts = _check_alike(parts, shuffle_seed)
+    prefix = local_place(output_prefix, work_dir) if is_url(output_prefix) else Path(output_prefix)
+    published = published_set(prefix, output_prefix)
     # Refusals first, cheapest first: what follows reads whole indices, and then all data.
-    refuse_unwritable(bin_path(output_prefix), "--output-prefix")
-    with claimed(Path(output_prefix), "--output-prefix"):
-        refuse_existing(manifests.files_of([Path(output_prefix)]), overwrite, "--output-prefix")
+    refuse_unwritable(bin_path(prefix), "--output-prefix")
+    with claimed(prefix, "--output-prefix"), published.making(overwrite) if published else nullcontext():
+        # Files in a work directory are ours: what counts is whether they were published.
+        refuse_existing(manifests.files_of([prefix]), overwrite or published is not None, "--output-prefix")
         _check_contents(parts)
-        _check_space(parts, Path(output_prefix), facts["shuffle_seed"] is not None)
-        made = _write(parts, output_prefix, {**facts, "command": command})
+        _check_space(parts, prefix, facts["shuffle_seed"] is not None)
+        made = _write(parts, str(prefix), {**facts, "command": command})
+        if published is not None:
+            published.publish()
+    if published is not None:
+        published.clean(Path(work_dir or WORK_DIR))
     if remove_shards:
         for part in parts:
             # Only shards are removed, never data sets that the user has listed by other names.
             if Shard.of(part.prefix):
                 # The manifest goes first: an interrupted removal leaves an unfinished shard, not a damaged one.
                 for end in reversed(_ENDS):
-                    remove(Path(part.prefix + end))
+                    remove(place(part.prefix + end))
     return made
 
 
@@ -108,6 +123,8 @@ def find_parts(patterns: Sequence[str]) -> list[StoredDataset]:
 
 
 def _files(pattern: str) -> list[str]:
+    if is_url(pattern):
+        return [str(path) for path in matching(pattern)[0]]
     return [pattern] if Path(pattern).is_file() else glob.glob(pattern)
 
 

@@ -2,7 +2,8 @@
 
 `place` turns a prefix into the path of a file: a `Path`, or an `ObjectPath` for a URL. An `ObjectPath` can be asked
 whether it exists and how large it is, and it can be opened. Indexes are copied whole into the cache and mapped; all
-other files are read in blocks, through the cache. Long reads in order (a hash of a whole file) go past the cache.
+other files are read in blocks, through the cache. Reads in order (a raw input, a hash of a whole file) go past the
+cache, see `object_reader`.
 
 A process sees one version of an object: the one that was there when it first looked (see `object_store.Pin`).
 """
@@ -23,13 +24,13 @@ import xxhash
 from megacode.base.urls import is_url
 from megacode.config.objects import Objects
 from megacode.data.block_cache import BLOCK_BYTES, BlockCache, default_directory
-from megacode.data.object_store import ObjectStore, Pin, forget_connections
+from megacode.data.object_reader import CHUNK_BYTES, ObjectReader
+from megacode.data.object_requests import forget_connections
+from megacode.data.object_store import ObjectStore, Pin
+from megacode.data.object_writer import ObjectWriter
 
 _GAP_BLOCKS = 4  # closer ranges are one request: 256 KiB cost less than a request of its own
 _RUN_BLOCKS = 64  # of a request at most, 4 MiB: it bounds memory and what a failure repeats
-_CHUNK = 1 << 22  # of a file that is read in order
-_CHUNKS_AHEAD = 8
-_LONG_READ = 1 << 20
 _MAPPED = (".idx", ".ids")
 
 _settings = Objects()
@@ -71,13 +72,34 @@ def remote(path: str | os.PathLike[str]) -> RemoteObject:
     """
     url = os.fspath(path)
     with _lock:
-        if url not in _opened:
-            store = ObjectStore(url, _settings)
-            pin = store.pin()
-            if pin is None:
-                raise FileNotFoundError(2, "there is no such object", url)
-            _opened[url] = RemoteObject(store, pin, _settings)
-        return _opened[url]
+        known = _opened.get(url)
+    if known is not None:
+        return known
+    # Outside of the lock: many objects may be looked at side by side.
+    store = ObjectStore(url, _settings)
+    pin = store.pin()
+    if pin is None:
+        raise FileNotFoundError(2, "there is no such object", url)
+    return _keep(url, RemoteObject(store, pin, _settings))
+
+
+def _keep(url: str, found: RemoteObject) -> RemoteObject:
+    with _lock:
+        return _opened.setdefault(url, found)
+
+
+def pinned(url: str, size: int, etag: str) -> ObjectPath:
+    """Return the path of an object whose version is known: from a list, or from an earlier process.
+
+    Nothing is asked for. If the object is another one by now, reading it is an error.
+    """
+    _keep(url, RemoteObject(ObjectStore(url, _settings), Pin(size, etag), _settings))
+    return ObjectPath(url)
+
+
+def etags(paths: Iterable[Path]) -> dict[str, str]:
+    """Return, by URL, the ETags of those paths that are objects."""
+    return {str(path): path.etag() for path in paths if isinstance(path, ObjectPath)}
 
 
 class ObjectPath(PosixPath):
@@ -91,6 +113,24 @@ class ObjectPath(PosixPath):
 
     def __fspath__(self) -> str:
         return str(self)
+
+    def resolve(self, strict: bool = False) -> ObjectPath:
+        """Return the path itself: URLs are absolute, and objects are no links."""
+        return self
+
+    def absolute(self) -> ObjectPath:
+        """Return the path itself."""
+        return self
+
+    def etag(self) -> str:
+        """Return the ETag of the version that this process sees."""
+        return remote(self).etag
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Remove the object."""
+        ObjectWriter(str(self), _settings).delete()
+        with _lock:
+            _opened.pop(str(self), None)
 
     def exists(self, **_: Any) -> bool:
         """Return whether there is such an object."""
@@ -108,7 +148,7 @@ class ObjectPath(PosixPath):
         assert mode in ("r", "rb")
         if self.suffix in _MAPPED:
             return remote(self).whole()
-        raw = _Reader(remote(self))
+        raw = ObjectReader(remote(self), str(self))
         if buffering == 0:
             return raw
         buffered = io.BufferedReader(raw, BLOCK_BYTES)
@@ -132,10 +172,11 @@ class RemoteObject:
 
     Attributes:
         size: bytes.
+        etag: of the version.
     """
 
     def __init__(self, store: ObjectStore, pin: Pin, settings: Objects) -> None:
-        self._store, self._pin, self.size = store, pin, pin.size
+        self._store, self._pin, self.size, self.etag = store, pin, pin.size, pin.etag
         self._cache = _cache(settings.cache, settings.cache_bytes)
         self._pool = _pool(settings.requests)
         self._key = xxhash.xxh3_128_hexdigest(f"{store.url}\0{pin.etag}\0{pin.size}".encode())
@@ -231,11 +272,11 @@ class RemoteObject:
 
     def _copy(self, file: BinaryIO) -> None:
         def part(first: int) -> None:
-            body = self.direct(first, min(self.size, first + _CHUNK))
+            body = self.direct(first, min(self.size, first + CHUNK_BYTES))
             os.pwrite(file.fileno(), body, first)
 
         # The pool bounds the memory: each worker holds one chunk.
-        parts = [self._pool.submit(part, first) for first in range(0, self.size, _CHUNK)]
+        parts = [self._pool.submit(part, first) for first in range(0, self.size, CHUNK_BYTES)]
         failed = [one for one in wait(parts, return_when=FIRST_EXCEPTION).done if one.exception() is not None]
         for one in parts if failed else ():
             one.cancel()
@@ -253,49 +294,6 @@ def _runs(numbers: list[int]) -> list[_Run]:
         else:
             runs.append(_Run(number, number))
     return runs
-
-
-class _Reader(io.RawIOBase):
-    """An object as a file; long reads in order are fetched ahead, past the cache."""
-
-    def __init__(self, source: RemoteObject) -> None:
-        self._source, self._at = source, 0
-        self._chunks: dict[int, Future[memoryview]] = {}
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._source.size}[whence]
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        first, end = self._at, min(self._source.size, self._at + len(view))
-        if end <= first:
-            return 0
-        # Reads of megabytes are passes over a file: kept, they would drive everything else out of the cache.
-        if len(view) >= _LONG_READ:
-            end = min(end, (first // _CHUNK + 1) * _CHUNK)
-            view[: end - first] = self._chunk(first // _CHUNK)[first % _CHUNK : (end - 1) % _CHUNK + 1]
-        else:
-            view[: end - first] = self._source.read(first, end)
-        self._at = end
-        return end - first
-
-    def _chunk(self, number: int) -> memoryview:
-        size = self._source.size
-        self._chunks = {n: future for n, future in self._chunks.items() if n >= number}
-        for n in range(number, min(number + _CHUNKS_AHEAD, -(-size // _CHUNK))):
-            if n not in self._chunks:
-                self._chunks[n] = self._source.direct_soon(n * _CHUNK, min(size, (n + 1) * _CHUNK))
-        return self._chunks[number].result()
 
 
 @functools.lru_cache(maxsize=8)

@@ -13,12 +13,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from megacode.base.errors import DataError
+from megacode.data.object_ranges import RangeServer
+from megacode.data.objects import ObjectPath
 from megacode.data.parquet_child import UNSUITABLE
 from megacode.data.records import Records
 
@@ -52,7 +54,7 @@ def read_rows(
     if not path.is_file():
         raise DataError("there is no such file", str(path), "give a Parquet file")
     request = [str(path), *(part or (0, -1)), done, None if columns is None else list(columns)]
-    with _started(request) as child:
+    with _started(request, path) as child:
         for batch, facts in child.batches():
             rows, lines, bad = rows_of(batch, facts["row"])
             last = facts["row"] + batch.num_rows - 1
@@ -101,10 +103,11 @@ def _rows_one_by_one(batch: Any, numbers: range) -> tuple[list[dict[str, Any]], 
 
 @dataclass(frozen=True)
 class _Child:
-    """The process that reads, and the file of its errors."""
+    """The process that reads, the file of its errors, and what reads object storage for it."""
 
     process: subprocess.Popen[bytes]
     errors: IO[bytes]
+    server: RangeServer | None
 
     def batches(self) -> Iterator[tuple[Any, dict[str, int]]]:
         """Yield its batches and what is told of each; where it fails they end early, see `check`."""
@@ -123,6 +126,8 @@ class _Child:
     def check(self, path: Path) -> None:
         """Raise a DataError where the process did not end well."""
         code = self.process.wait()
+        if self.server is not None and self.server.error is not None:
+            raise self.server.error
         if code == 0:
             return
         # A file and no pipe: a child that writes many errors would block on a full one.
@@ -137,18 +142,28 @@ class _Child:
 
 
 @contextmanager
-def _started(request: list[Any]) -> Iterator[_Child]:
+def _started(request: list[Any], path: Path) -> Iterator[_Child]:
     """Start the process that reads; it ends with the `with` block."""
-    # -P: the script's folder is not searched for modules, so none of megacode's hides one of pyarrow's.
-    command = [sys.executable, "-P", str(_CHILD), json.dumps([MEMORY_BYTES, *request])]
-    with tempfile.TemporaryFile() as errors:
-        environment = {**os.environ, **_ENVIRONMENT}
+    server = RangeServer(path) if isinstance(path, ObjectPath) else None
+    with tempfile.TemporaryFile() as errors, server.serving() if server else nullcontext() as connection:
+        handles = [] if connection is None else [connection.fileno()]
+        remote = [handles[0], path.stat().st_size] if handles else None
+        # -P: the script's folder is not searched for modules, so none of megacode's hides one of pyarrow's.
+        command = [sys.executable, "-P", str(_CHILD), json.dumps([MEMORY_BYTES, remote, *request])]
         # Ctrl-C is for this process alone: the other one, ended by it, would look like a damaged file.
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL, env=environment, process_group=0
+            command,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **_ENVIRONMENT},
+            process_group=0,
+            pass_fds=handles,
         )
+        if connection is not None:
+            connection.close()  # so that the end of the other process ends the connection
         try:
-            yield _Child(process, errors)
+            yield _Child(process, errors, server)
         finally:
             # Where the caller stops early the child waits for room in the pipe, and would never end.
             process.kill()

@@ -6,9 +6,12 @@ this process alone. It is started as a script and imports nothing of megacode: s
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import resource
+import socket
+import struct
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -38,11 +41,61 @@ class Group:
     end: int
 
 
-def main(path: str, start: int, end: int, done: int, columns: Sequence[str] | None, out: BinaryIO) -> None:
+class Served(io.RawIOBase):
+    """A file whose bytes another process reads: see `object_ranges`.
+
+    Args:
+        handle: of the socket.
+        size: bytes of the file.
+    """
+
+    def __init__(self, handle: int, size: int) -> None:
+        self._socket, self._size, self._at = socket.socket(fileno=handle), size, 0
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position in bytes."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Set the position, and return it."""
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer, and return how many bytes it got; fewer only at the end.
+
+        Raises:
+            OSError: the other process could not read them.
+        """
+        view = memoryview(buffer).cast("B")
+        view = view[: max(0, min(len(view), self._size - self._at))]
+        self._socket.sendall(struct.pack("<QQ", self._at, len(view)))
+        done = 0
+        while done < len(view):
+            read = self._socket.recv_into(view[done:])
+            if not read:
+                raise OSError("the connection to the process that reads the object has ended")
+            done += read
+        self._at += done
+        return done
+
+
+def main(
+    source: str | Served, size: int, start: int, end: int, done: int, columns: Sequence[str] | None, out: BinaryIO
+) -> None:
     """Write the batches of the row groups that begin in a part of a file.
 
     Args:
-        path: the file.
+        source: the file, or its path.
+        size: its bytes.
         start: first byte of the part.
         end: end of the part; -1: the file's.
         done: rows of the file to pass over.
@@ -59,10 +112,10 @@ def main(path: str, start: int, end: int, done: int, columns: Sequence[str] | No
 
     # Threads reserve address space each, which is what the limit counts.
     pyarrow.set_cpu_count(1)
-    with pyarrow.parquet.ParquetFile(path, buffer_size=_BUFFER_BYTES, page_checksum_verification=True) as file:
+    with pyarrow.parquet.ParquetFile(source, buffer_size=_BUFFER_BYTES, page_checksum_verification=True) as file:
         schema = _schema(file, columns)
         with pyarrow.ipc.new_stream(out, schema) as stream:
-            for group in groups(file.metadata, os.path.getsize(path)):
+            for group in groups(file.metadata, size):
                 if start <= group.begin and (end < 0 or group.begin < end) and group.first + group.rows > done + 1:
                     _write(stream, file, group, schema, columns, done)
 
@@ -187,12 +240,22 @@ def _said(error: Exception) -> str:
     return " ".join(str(error).split()).removesuffix(".") or type(error).__name__
 
 
-def _run(memory: int, path: str, start: int, end: int, done: int, columns: Sequence[str] | None) -> None:
+def _run(
+    memory: int,
+    remote: Sequence[int] | None,
+    path: str,
+    start: int,
+    end: int,
+    done: int,
+    columns: Sequence[str] | None,
+) -> None:
     """Run `main` with a limit on memory; an error goes to standard error and decides the exit code."""
     # Address space: a limit on resident memory does nothing on Linux.
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     try:
-        main(path, start, end, done, columns, sys.stdout.buffer)
+        source = path if remote is None else Served(*remote)
+        size = os.path.getsize(path) if remote is None else remote[1]
+        main(source, size, start, end, done, columns, sys.stdout.buffer)
     except UnsuitableError as error:
         sys.stderr.write(str(error))
         sys.exit(UNSUITABLE)

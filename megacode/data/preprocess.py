@@ -12,7 +12,7 @@ input continues. The same command resumes there after any interruption, with the
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from itertools import islice
@@ -36,6 +36,8 @@ from megacode.data.journal import Journal, UnfinishedError
 from megacode.data.jsonl import STANDARD_INPUT, cut_by
 from megacode.data.manifest import Manifest
 from megacode.data.preprocess_job import STATES, PreprocessJob, deciding, states_of
+from megacode.data.published_set import PublishedSet
+from megacode.data.publishing import WORK_DIR
 from megacode.data.texts import texts_of
 from megacode.data.tokenizer import EncoderMismatch, Tokenizer, load_tokenizer
 
@@ -48,7 +50,8 @@ _SAMPLED_CHARACTERS = 1 << 18
 def preprocess(job: PreprocessJob) -> dict[str, Manifest]:
     """Make the data sets of a job and their manifests, or resume an earlier attempt of the same job.
 
-    On an error no data set is left behind, but what was done up to the last record is kept for the next attempt.
+    On an error no data set is left behind, but what was done up to the last record is kept for the next attempt. Data
+    sets for object storage are made in a local work directory; its files are removed when they have arrived.
 
     Returns:
         the manifests by key.
@@ -57,6 +60,7 @@ def preprocess(job: PreprocessJob) -> dict[str, Manifest]:
         DataError: if the input cannot be read or is empty (a shard may be), or the tokenizer does not fit.
         ConfigError: if the job contradicts itself, a data set exists already or cannot be written, or another job has
             left unfinished work.
+        DataError: object storage cannot be written.
         UnfinishedError: it was interrupted, and can be resumed.
     """
     tokenizer = load_tokenizer(job.tokenizer)
@@ -68,6 +72,7 @@ def preprocess(job: PreprocessJob) -> dict[str, Manifest]:
     if len(set(job.keys)) != len(job.keys):
         raise ConfigError("a key is listed twice", "--json-keys", "list each key once")
     prefixes = [job.prefix(key) for key in job.keys]
+    published = [one for one in map(job.published, job.keys) if one is not None]
     for prefix in prefixes:
         refuse_unwritable(bin_path(prefix), "--output-prefix")
     with ExitStack() as claims:
@@ -82,9 +87,15 @@ def preprocess(job: PreprocessJob) -> dict[str, Manifest]:
         if not is_resumable:
             _LOG.warning("standard input cannot be read twice: if this is interrupted, it starts from the beginning")
         journal.read(job.overwrite, job.skip_bad_lines)
-        refuse_existing(_to_replace(job, dtype, journal), job.overwrite, "--output-prefix")
-        with _kept_on_failure(journal):
-            return _run(job, tokenizer, dtype, inputs, journal)
+        # Files in a work directory are ours: what counts is whether they were published.
+        refuse_existing(_to_replace(job, dtype, journal), job.overwrite or bool(published), "--output-prefix")
+        with _kept_on_failure(journal, published):
+            for one in published:
+                one.begin(job.overwrite)
+            made = _run(job, tokenizer, dtype, inputs, journal, published)
+    for one in published:
+        one.clean(Path(job.work_dir or WORK_DIR))
+    return made
 
 
 def _to_replace(job: PreprocessJob, dtype: np.dtype, journal: Journal) -> list[Path]:
@@ -105,13 +116,15 @@ def _to_replace(job: PreprocessJob, dtype: np.dtype, journal: Journal) -> list[P
 
 
 @contextmanager
-def _kept_on_failure(journal: Journal) -> Iterator[None]:
+def _kept_on_failure(journal: Journal, published: Sequence[PublishedSet]) -> Iterator[None]:
     """Keep what is recorded when the work fails, and say so; remove the files of a job that has no record yet."""
     try:
         yield
     except BaseException as error:
         if journal.record is None:
             journal.clear()
+            for one in published:
+                one.withdraw()
             raise
         done = f"{format_count(journal.record['place']['documents'])} documents are kept in {journal.directory}"
         if isinstance(error, KeyboardInterrupt):
@@ -151,7 +164,12 @@ def _sample(inputs: list[Path], job: PreprocessJob, controls: ControlIds) -> lis
 
 
 def _run(
-    job: PreprocessJob, tokenizer: Tokenizer, dtype: np.dtype, inputs: list[Path], journal: Journal
+    job: PreprocessJob,
+    tokenizer: Tokenizer,
+    dtype: np.dtype,
+    inputs: list[Path],
+    journal: Journal,
+    published: Sequence[PublishedSet],
 ) -> dict[str, Manifest]:
     kept = journal.record or {}
     if "finished" not in kept:
@@ -170,7 +188,12 @@ def _run(
             journal.clear()
             EncodingPass(job, tokenizer, dtype, inputs, journal, reference=True).run()
         _refuse_changed(inputs, journal)
-    return _publish(job, tokenizer, dtype, inputs, journal)
+    made = _publish(job, tokenizer, dtype, inputs, journal)
+    # The record goes last: the same command resumes an upload that was interrupted.
+    for one in published:
+        one.publish()
+    journal.clear()
+    return made
 
 
 def _refuse_changed(inputs: list[Path], journal: Journal) -> None:
@@ -208,7 +231,6 @@ def _publish(
         remove(manifests.manifest_path(job.prefix(key)))
         writer.publish()
         made[key] = _manifest(job.prefix(key), dtype, finished["documents"], hashes, facts)
-    journal.clear()
     if bad_lines:
         _LOG.warning("%d bad lines were skipped", bad_lines)
     if not job.append_eod:

@@ -8,12 +8,16 @@ from pathlib import Path
 import numpy as np
 
 from megacode.base.files import Json
+from megacode.base.urls import is_url
 from megacode.config.model import TokenizerConfig
 from megacode.data.jsonl import STANDARD_INPUT, cut_by
 from megacode.data.machine_files import Shard
+from megacode.data.objects import ObjectPath
+from megacode.data.published_set import PublishedSet, published_set
+from megacode.data.publishing import local_place
 from megacode.data.tokenizer import Tokenizer
 
-STATES = "the size or time of an input file"
+STATES = "the size, time or ETag of an input"
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class PreprocessJob:
 
     Attributes:
         inputs: files, directories and globs as of `inputs.find_inputs`: JSON lines and Parquet; `-`: standard input.
-        output_prefix: the data sets are `<output_prefix>_<key>_document`.
+        output_prefix: the data sets are `<output_prefix>_<key>_document`; a URL publishes them in object storage.
         tokenizer: what encodes them.
         keys: keys that hold text, nested ones as `a.b`; each makes a data set.
         id_key: key of a document's id, which is kept beside the data sets; None: no ids are kept.
@@ -35,6 +39,7 @@ class PreprocessJob:
         command: the command line, for the manifest.
         shard: preprocess only this part of the input, into data sets for `merge` to join; None: all of it.
         overwrite: replace data sets that are there already.
+        work_dir: where data sets are made that are published in object storage; None: `publishing.WORK_DIR`.
     """
 
     inputs: tuple[str, ...]
@@ -51,17 +56,30 @@ class PreprocessJob:
     command: str = ""
     shard: Shard | None = None
     overwrite: bool = False
+    work_dir: str | None = None
 
     def prefix(self, key: str) -> Path:
-        """Return the prefix of a key's data set, named as by Megatron's tool; a shard's name contains its number."""
-        whole = Path(f"{self.output_prefix}_{key}_document")
-        return self.shard.prefix(whole) if self.shard else whole
+        """Return the local prefix of a key's data set, named as by Megatron's tool; a shard's contains its number."""
+        base = self.output_prefix
+        return Path(self._named(str(local_place(base, self.work_dir)) if is_url(base) else base, key))
+
+    def published(self, key: str) -> PublishedSet | None:
+        """Return how a key's data set is published; None: its prefix is local."""
+        return published_set(self.prefix(key), self._named(self.output_prefix, key))
+
+    def _named(self, base: str, key: str) -> str:
+        whole = f"{base}_{key}_document"
+        return str(self.shard.prefix(whole)) if self.shard else whole
 
 
-def states_of(inputs: list[Path]) -> list[list[int]]:
-    """Return the size and the time of change (ns) of each input; none of standard input."""
-    known = [None if path == STANDARD_INPUT else path.stat() for path in inputs]
-    return [[] if stat is None else [stat.st_size, stat.st_mtime_ns] for stat in known]
+def states_of(inputs: list[Path]) -> list[list[int | str]]:
+    """Return the size and the time of change (ns) or ETag of each input; none of standard input."""
+    return [[] if path == STANDARD_INPUT else _state_of(path) for path in inputs]
+
+
+def _state_of(path: Path) -> list[int | str]:
+    facts = path.stat()
+    return [facts.st_size, path.etag() if isinstance(path, ObjectPath) else facts.st_mtime_ns]
 
 
 def deciding(job: PreprocessJob, tokenizer: Tokenizer, dtype: np.dtype, inputs: list[Path]) -> Json:

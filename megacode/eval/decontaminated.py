@@ -10,6 +10,7 @@ from megacode.base.errors import MegacodeError
 from megacode.base.files import Json, RunDir
 from megacode.config.loading import load_config
 from megacode.data import manifest as manifests
+from megacode.data import objects
 from megacode.data.items import rows_digest
 
 
@@ -28,6 +29,7 @@ def decontamination(run_dir: Path | None, tasks: Mapping[str, Any]) -> Json:
         return {"known": False, "why": "the model's run is not known"}
     try:
         config = load_config(RunDir(run_dir).config)
+        objects.use(config.objects)
         made = {name: manifests.read(source.path) for name, source in config.sources.items()}
     except MegacodeError as error:
         return {"known": False, "why": " ".join(str(error).split())}

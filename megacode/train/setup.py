@@ -22,8 +22,9 @@ from megacode.capacity.costs import flops_per_token
 from megacode.checkpoint.ledger import Ledger
 from megacode.checkpoint.state import TrainState
 from megacode.config.loading import dump_config
-from megacode.data import dali
+from megacode.data import dali, objects
 from megacode.data.device_loader import DeviceLoader
+from megacode.data.indexed import bin_path, idx_path
 from megacode.data.loader import BatchSource, Loader
 from megacode.data.prefetch import Prefetch
 from megacode.data.tokenizer import load_tokenizer
@@ -88,7 +89,7 @@ def build_trainer(
     ledger = Ledger(run, agreement.decided(lambda: Ledger.read(run).entries), writes=first)
     choice = restoring.newest_whole(run, ledger, events)
     origin = _origin(plan, choice, stop_signal, accept_changed_past, from_scratch)
-    rank_model = _agreed_model(plan, ranks, streams if looks else None, origin, ledger)
+    rank_model = _agreed_model(plan, ranks, streams, looks, origin, ledger)
     state = _restore(plan, rank_model, origin, stop_signal)
     # run.yaml, plan.json and `latest` are changed only now, when nothing can be refused any more.
     start = agreement.decided(lambda: _start(plan, run, origin))
@@ -147,7 +148,7 @@ def _origin(
 
 
 def _agreed_model(
-    plan: Plan, ranks: Ranks, streams: Mapping[str, SourceStream] | None, origin: Origin, ledger: Ledger
+    plan: Plan, ranks: Ranks, streams: Mapping[str, SourceStream], looks: bool, origin: Origin, ledger: Ledger
 ) -> RankModel:
     """Build this rank's part of the model, after proving that all ranks would train the same.
 
@@ -158,7 +159,7 @@ def _agreed_model(
     """
     if origin.kind == "branch" and origin.saved is not None:
         _inherit(RunDir(plan.config.directory), ledger, origin.saved)
-    agreement.prove_equal(_facts(plan, streams, origin, ledger))
+    agreement.prove_equal(_facts(plan, streams, looks, origin, ledger))
     log.info("all ranks agree; building the model")
     return build(plan.config, ranks, plan.vocab_size)
 
@@ -182,23 +183,28 @@ def _run_log(plan: Plan, run: RunDir, ranks: Ranks, state: TrainState, events: E
     return RunLog(run, state, _meter(plan, ranks.world_size, state), events, total, agreement.on_all(sinks))
 
 
-def _facts(plan: Plan, streams: Mapping[str, SourceStream] | None, origin: Origin, ledger: Ledger) -> dict[str, Any]:
+def _facts(
+    plan: Plan, streams: Mapping[str, SourceStream], looks: bool, origin: Origin, ledger: Ledger
+) -> dict[str, Any]:
     """Return everything that determines training, as this rank sees it.
 
     Args:
         plan, origin, ledger: of this start.
-        streams: of the sources; None if another rank of this node looks at files.
+        streams: of the sources.
+        looks: whether this rank looks at files for its node.
     """
     facts: dict[str, Any] = {
         "config": yaml.safe_load(dump_config(plan.config)),
         "plan": plan.schedule.fingerprints(),
         "ledger": [entry.document() for entry in ledger.entries],
         "origin": {"kind": origin.kind, "checkpoint": str(origin.checkpoint), "sample": origin.state.consumed_samples},
+        # Every rank has looked at the objects by itself: one may have been replaced between two ranks' first looks.
+        "objects": objects.etags(path(stream.prefix) for stream in streams.values() for path in (bin_path, idx_path)),
         "sources": None,
         "checkpoint": None,
         "code": None,
     }
-    if streams is not None:  # once per node: thousands of ranks would overload the file system
+    if looks:  # once per node: thousands of ranks would overload the file system
         facts["sources"] = {name: asdict(stream.size()) for name, stream in streams.items()}
         facts["checkpoint"] = restoring.seal_seen(origin.checkpoint) if origin.checkpoint is not None else "none"
         facts["code"] = {name: metadata.version(name) for name in _RECORDED} | {"megacode's files": code_digest()}

@@ -18,7 +18,7 @@ import pytest
 
 from megacode.config.objects import Objects
 from megacode.data import manifest as manifests
-from megacode.data import object_store, objects
+from megacode.data import object_requests, objects
 from megacode.data.indexed import IndexedDatasetWriter
 
 BUCKET = "corpora"
@@ -46,10 +46,11 @@ Fault = Callable[[str, str, dict[str, str], Answer], None]
 
 @dataclass
 class Proxy:
-    """A server that passes requests on; `fault` may change each answer."""
+    """A server that passes requests on; `fault` may change each answer, and what `refuse` answers is not passed on."""
 
     port: int
     fault: Fault | None = None
+    refuse: Callable[[str, str], int | None] | None = None  # by method and path: a status, answered in place of it
     delay: float = 0.0
     requests: list[tuple[str, str, str]] = field(default_factory=list)  # method, path, range
 
@@ -76,6 +77,11 @@ def proxy_before(target: tuple[str, int]) -> Iterator[Proxy]:
             proxy.requests.append((self.command, self.path, asked.get("Range", asked.get("range", ""))))
             if proxy.delay:
                 time.sleep(proxy.delay)
+            if proxy.refuse and (status := proxy.refuse(self.command, self.path)):
+                self.send_response(status)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             connection = http.client.HTTPConnection(*target)
             connection.request(self.command, self.path, sent, asked)
             got = connection.getresponse()
@@ -97,7 +103,7 @@ def proxy_before(target: tuple[str, int]) -> Iterator[Proxy]:
             if answer.cut is not None:
                 self.close_connection = True
 
-        do_GET = do_HEAD = do_PUT = do_POST = pass_on  # noqa: N815
+        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = pass_on  # noqa: N815
 
         def log_message(self, format: str, *arguments: object) -> None:
             """Nothing is logged."""
@@ -137,7 +143,7 @@ def server() -> Iterator[tuple[str, int]]:
 @pytest.fixture
 def proxy(server: tuple[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """The way to the server; this process reads through it, with an empty cache."""
-    monkeypatch.setattr(object_store, "_FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(object_requests, "_FIRST_PAUSE", 0.001)
     with proxy_before(server) as running:
         monkeypatch.setenv("AWS_ENDPOINT_URL", running.endpoint)
         objects.forget()
@@ -164,6 +170,25 @@ def upload(server: tuple[str, int], tmp_path: Path) -> Callable[[str], str]:
         return f"s3://{BUCKET}/{there}"
 
     return copy
+
+
+def upload_tree(server: tuple[str, int], root: Path, name: str) -> str:
+    """Copy the files below a directory to object storage, and return its URL there."""
+    client = client_of(server)
+    for path in sorted(root.rglob("*")):
+        if path.is_file():
+            client.upload_file(str(path), BUCKET, f"{name}/{path.relative_to(root)}")
+    return f"s3://{BUCKET}/{name}"
+
+
+def keys_below(server: tuple[str, int], prefix: str) -> dict[str, bytes]:
+    """The objects whose keys begin with a prefix, by the rest of the key."""
+    client = client_of(server)
+    found = client.list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])
+    return {
+        row["Key"].removeprefix(prefix): client.get_object(Bucket=BUCKET, Key=row["Key"])["Body"].read()
+        for row in found
+    }
 
 
 def random_set(prefix: Path, dtype: str = "uint16", tokens: int = 200_000, seed: int = 0) -> str:

@@ -20,15 +20,20 @@ from rich.console import Console
 
 from megacode import cli
 from megacode.base.errors import ConfigError, DataError
+from megacode.base.files import RunDir
 from megacode.cli.data_inspect import inspect
+from megacode.config.loading import dump_config
 from megacode.config.objects import Objects
 from megacode.data import manifest as manifests
 from megacode.data import objects
 from megacode.data.block_cache import BLOCK_BYTES
-from megacode.data.indexed import IndexedDataset, bin_path, idx_path
+from megacode.data.heldout_items import build_items
+from megacode.data.indexed import IndexedDataset, IndexedDatasetWriter, bin_path, idx_path
 from megacode.data.loader import Loader
 from megacode.data.object_store import ObjectStore
+from megacode.data.tokenizer import load_tokenizer
 from megacode.data.windows import open_source, open_streams, source_sizes, stream_sizes
+from megacode.eval.decontaminated import decontamination
 from megacode.plan.batch import BatchSchedule
 from megacode.plan.phases import build_schedule
 from megacode.planning.order import order_rows, seen_rows
@@ -342,10 +347,10 @@ def test_missing_credentials_are_named_at_once(proxy, monkeypatch, host, url, fi
     def no_metadata(*_: object, **__: object) -> None:
         # A machine without credentials asks its cloud's metadata server; machines in a cloud would have some.
         asked.append(1)
-        raise store._obstore.exceptions.GenericError(f"Error performing PUT http://{host}/token: timed out")
+        raise store.library.exceptions.GenericError(f"Error performing PUT http://{host}/token: timed out")
 
     with pytest.raises(DataError, match="there are no credentials") as error:
-        store._asked(no_metadata)
+        store.asked(no_metadata)
     assert fix in str(error.value)
     assert len(asked) == 1
 
@@ -416,3 +421,33 @@ def test_two_processes_share_a_cache_and_fetch_each_block_once(proxy, upload, lo
     assert len(gets) >= 6
     assert len(set(gets)) == len(gets)
     assert len(proxy.gets(".idx")) == 1
+
+
+# Every place that opens a source honours the config
+
+
+def test_items_of_held_out_documents_are_made_by_the_objects_section_of_each_run(
+    server, proxy, upload, make_config, huggingface, texts, tmp_path
+) -> None:
+    tokenizer = load_tokenizer(huggingface)
+    prefix = str(tmp_path / "prose")
+    with IndexedDatasetWriter(prefix, "uint16") as writer:
+        for text in texts[:60]:
+            ids = np.array(tokenizer.encode(text), dtype=np.uint16)
+            writer.add(ids, np.array([len(ids)]))
+    manifests.write(prefix, manifests.describe(prefix))
+    url = upload(prefix)
+    facts = {"tokenizer": huggingface.model_dump(), "validation": {"fraction": 0.3}}
+    caches = [tmp_path / "one", tmp_path / "two"]
+    runs = [make_config({"prose": url}, objects={"cache": str(cache)}, **facts) for cache in caches]
+    build_items([runs[0]], "heldout", tmp_path / "items")
+    assert list(caches[0].rglob("whole")), "the index went to the cache of the run"
+    assert not list((tmp_path / "cache").rglob("whole")), "and not to the one of this process"
+    build_items([make_config({"prose": prefix}, **facts)], "heldout", tmp_path / "local")
+    (items,) = (tmp_path / "items").glob("*.jsonl")
+    assert items.read_bytes() == (tmp_path / "local" / items.name).read_bytes()
+    # What a score file says of its run's sources reads their manifests.
+    run = RunDir(tmp_path / "run").create()
+    run.config.write_text(dump_config(runs[1]))
+    assert decontamination(run.path, {"task": None})["known"]
+    assert caches[1].exists()

@@ -154,7 +154,7 @@ def test_a_changed_input_and_another_tokenizer_are_noticed(small, job, monkeypat
         preprocess(replace(job, tokenizer=sentencepiece))
     raw = source.read_bytes()
     source.write_bytes(raw.replace(b"import", b"IMPORT", 1))
-    with pytest.raises(ConfigError, match="differs in the size or time of an input file"):
+    with pytest.raises(ConfigError, match="differs in the size, time or ETag of an input"):
         preprocess(job)
 
 

@@ -33,7 +33,7 @@ def collect_sources(recipe: Recipe, *, alone: bool) -> dict[str, Path]:
     sources = {name: source for name, source in recipe.sources.items() if source.kind == MACHINE}
     if not sources:
         return {}
-    place = CorpusDir(Path(recipe.output)).collected
+    place = CorpusDir(recipe.directory).collected
     if not alone and not (place / REPORT).exists():
         what = "the files of this machine have not been collected yet"
         raise ConfigError(what, str(place), "run --pass prepare first, on the machine whose files are meant")
@@ -44,7 +44,7 @@ def collect_sources(recipe: Recipe, *, alone: bool) -> dict[str, Path]:
 
 def collected_files(recipe: Recipe) -> dict[str, Path]:
     """Return where the collected documents of each source of this kind are, or will be."""
-    place = CorpusDir(Path(recipe.output)).collected
+    place = CorpusDir(recipe.directory).collected
     sources = {name: source for name, source in recipe.sources.items() if source.kind == MACHINE}
     return {name: place / f"{_files(name, source)}.jsonl" for name, source in sources.items()}
 
@@ -90,7 +90,7 @@ def machine_documents(records: Iterator[Records]) -> Iterator[Document]:
 
 def collected_counts(recipe: Recipe, name: str) -> Json:
     """Return what collecting a source dropped, by reason, as `Counts.as_json` writes it."""
-    place = CorpusDir(Path(recipe.output)).collected
+    place = CorpusDir(recipe.directory).collected
     report = read_json(place / REPORT).get("sources", {})
     counts: Json = report.get(_files(name, recipe.sources[name]), {}).get("dropped_documents", {})
     return counts

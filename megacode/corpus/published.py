@@ -1,0 +1,100 @@
+"""A corpus that is made in a local work directory and published in object storage: shards, card, then the manifest.
+
+What lies below `corpus/` locally lies below the URL there. All passes use the work directory; the last one uploads.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import orjson
+
+from megacode.base.errors import ConfigError, Problem
+from megacode.base.files import Json, read_json
+from megacode.base.urls import is_url
+from megacode.corpus.layout import CorpusDir
+from megacode.corpus.made_before import discard
+from megacode.corpus.recipe import Recipe
+from megacode.data import object_listing, objects
+from megacode.data.object_writer import ObjectWriter
+from megacode.data.publishing import Publication
+
+_WHERE = "output"
+_OURS = re.compile(r"manifest\.json|card\.html|[\w.-]+/shard_\d+_of_\d+\.jsonl\.zst")
+
+
+class PublishedCorpus:
+    """One corpus, here and in object storage.
+
+    Args:
+        recipe: its `output` is a URL.
+
+    Attributes:
+        url: of the corpus.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.url, self._out = recipe.output.rstrip("/"), CorpusDir(recipe.directory)
+        record = self._out.path / "upload.jsonl"
+        self._publication = Publication(self.url, f"{self.url}.uploading", self._out.path, record, _WHERE)
+
+    def manifest(self) -> Json:
+        """Return the manifest that is published now; empty if there is none, or it is another program's."""
+        there = ObjectWriter(f"{self.url}/manifest.json", objects.settings()).fetch()
+        try:
+            found = orjson.loads(there.content) if there is not None else {}
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def made(self, identity: str) -> Json | None:
+        """Return the manifest if the corpus was made from the same facts, and none of its objects is missing."""
+        manifest = self.manifest()
+        if manifest.get("identity") != identity:
+            return None
+        there = self._there()
+        # Sizes, no hashes: this is asked at each call.
+        whole = all(there.get(item["path"]) == item["file_bytes"] for item in manifest["outputs"])
+        return manifest if whole and "card.html" in there else None
+
+    def _there(self) -> Mapping[str, int]:
+        """Return the size of each object below the URL, by the rest of its key."""
+        objects.forget()  # this process may have listed it before it was uploaded
+        below = object_listing.below(self.url)
+        return {str(path).removeprefix(f"{self.url}/"): path.stat().st_size for path in below}
+
+    def begin(self, overwrite: bool) -> None:
+        """Claim the place of the corpus; see `Publication.begin`.
+
+        Raises:
+            ConfigError: also if there are objects that no recipe wrote; --overwrite would remove some of them.
+        """
+        foreign = [path for path in self._there() if not _OURS.fullmatch(path)]
+        if foreign:
+            fix = "choose another place, or remove it yourself"
+            what = "no recipe made this, so it is left alone"
+            raise ConfigError(problems=[Problem(what, f"{self.url}/{path}", fix) for path in foreign[:8]])
+        self._publication.begin(lambda: [self.url] if self._there() else [], overwrite)
+
+    def publish(self) -> None:
+        """Upload the corpus that is complete in the work directory."""
+        out = self._out
+        outputs = [item["path"] for item in read_json(out.manifest)["outputs"]]
+        shards = [(out.corpus / path, f"{self.url}/{path}") for path in outputs]
+        known = {url for _, url in shards}
+        # Shards of a corpus that is replaced would be read with these by whoever gives a glob.
+        stale = [url for path in self._there() if _OURS.fullmatch(path) and (url := f"{self.url}/{path}") not in known]
+        card = out.card, f"{self.url}/card.html"
+        self._publication.publish([shards, [card]], (out.manifest, f"{self.url}/manifest.json"), stale)
+
+    def clean(self) -> None:
+        """Remove the local results, which were published; what the next call compares itself with stays."""
+        out = self._out
+        for path in (out.map, out.reduce, out.apply, out.corpus):
+            discard(path)
+
+
+def published_corpus(recipe: Recipe) -> PublishedCorpus | None:
+    """Return how the corpus of a recipe is published; None: its output is local."""
+    return PublishedCorpus(recipe) if is_url(recipe.output) else None
