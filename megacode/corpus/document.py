@@ -54,7 +54,11 @@ class Document:
     @classmethod
     def of_line(cls, line: bytes) -> Document:
         """Return the document of a line that `line` made."""
-        row = orjson.loads(line)
+        return cls.of_row(orjson.loads(line))
+
+    @classmethod
+    def of_row(cls, row: dict[str, Any]) -> Document:
+        """Return the document of the object of such a line, which is changed."""
         text, name, parts = row.pop("text"), row.pop("id"), None
         if isinstance(text, list):
             parts = tuple(part if isinstance(part, str) else Control(part["token"]) for part in text)

@@ -118,8 +118,8 @@ def _most_of(path: str) -> int:
 def described(recipe: Recipe) -> Json:
     """Return the settings that results depend on."""
     document = recipe.model_dump(mode="json")
-    # The directory may be moved, and a name changes no document.
-    return {key: value for key, value in document.items() if key not in ("name", "output")}
+    # The directory may be moved, a name changes no document, and a tokenizer is often trained on the corpus itself.
+    return {key: value for key, value in document.items() if key not in ("name", "output", "tokenizer")}
 
 
 def _files(recipe: Recipe, collected: Mapping[str, Path]) -> Iterator[tuple[int, Path]]:

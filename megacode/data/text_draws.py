@@ -30,6 +30,8 @@ _LOG = logging.getLogger(__name__)
 HELD_OUT = Fraction(1, 20)
 HELD_OUT_BYTES = 2_000_000  # of each source, so that measuring takes about a second however large it is
 _KEYS = 1 << 64
+# Recipes hold documents out by a hash with the plain seed. With these keys nothing that they keep would be held out.
+_OWN = 0x746F6B656E697A65
 _TRAINED_FROM = math.ceil(HELD_OUT * _KEYS)
 _WEIGHT = re.compile(r"\d{1,9}(\.\d{1,12})?|\.\d{1,12}", re.ASCII)
 _FORM = "write for example --source code=0.5:'code/*.jsonl.zst'"
@@ -188,7 +190,7 @@ def draw(
             share = math.floor(max_bytes * source.weight / total) if total else 0
             drawn, training, held_out = Drawn(source), SmallestKeys(share), SmallestKeys(held_out_bytes)
             for text in _documents(paths, keys, skip_bad, drawn, progress):
-                key = xxhash.xxh3_64_intdigest(b"\0".join(text), seed % _KEYS)
+                key = xxhash.xxh3_64_intdigest(b"\0".join(text), (seed + _OWN) % _KEYS)
                 (held_out if key < _TRAINED_FROM else training).offer(key, text)
             if not drawn.documents:
                 what = f"{source.called} contains no text"
