@@ -233,7 +233,7 @@ def test_tables_are_whole_at_80_columns(huggingface, corpus, tmp_path) -> None:
         return console.file.getvalue()
 
     comparison = shown(lambda console: show_comparison(drawn, [measured] * 5, console))
-    training = shown(lambda console: show_training(drawn, measured, console))
+    training = shown(lambda console: show_training(drawn, [measured], console))
     for page, times in ((comparison, 5), (training, 1)):
         assert max(map(len, page.splitlines())) <= 80
         assert "…" not in page
