@@ -16,7 +16,6 @@ from megacode.base.files import Json, atomic_path, publish, read_json, remove, w
 from megacode.corpus.document import Counts, Document
 from megacode.corpus.framed import FramedWriter
 from megacode.corpus.inputs import AGAINST
-from megacode.corpus.layout import HELD_OUT
 from megacode.corpus.reasons import REASONS, DropReason
 from megacode.corpus.shards import MappedShard, Numbered
 from megacode.corpus.tally import Tally, TokenCounter, Utf8, is_tokenized, text_key
@@ -24,6 +23,7 @@ from megacode.corpus.tokens import card_tokenizer
 from megacode.corpus.work import RecipeWork
 from megacode.data.inputs import read_records
 from megacode.data.machine_files import Shard
+from megacode.data.recipe_output import HELD_OUT
 
 _BLOCK = 1 << 20
 

@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from megacode.base.files import Json, read_json
-from megacode.corpus.layout import HELD_OUT
-from megacode.data.decontaminated import MANIFEST
+from megacode.data.recipe_output import HELD_OUT, MANIFEST
 
 
 def recipes_of(inputs: Iterable[str]) -> list[Json]:

@@ -7,12 +7,12 @@ from megacode.base.errors import DataError
 from megacode.base.files import Json, read_json, write_json, write_text
 from megacode.corpus.card_page import render_card
 from megacode.corpus.document import Counts
-from megacode.corpus.layout import HELD_OUT
 from megacode.corpus.machine.source import collected_counts
 from megacode.corpus.recipe import MACHINE
 from megacode.corpus.tally import Tally
 from megacode.corpus.tokens import card_tokenizer
 from megacode.corpus.work import RecipeWork
+from megacode.data.recipe_output import HELD_OUT
 
 FORMAT = 1
 # The funnel's steps, in the order in which a document meets them.

@@ -11,6 +11,7 @@ from pathlib import Path
 from megacode.base.errors import ConfigError, DataError
 from megacode.data.jsonl import STANDARD_INPUT, read_lines
 from megacode.data.parquet import is_parquet, read_rows
+from megacode.data.recipe_output import recipe_files
 from megacode.data.records import Records
 
 _LOG = logging.getLogger(__name__)
@@ -25,7 +26,8 @@ def find_inputs(patterns: Sequence[str], option: str = "--input") -> list[Path]:
 
     Args:
         patterns: files, globs, directories (all files below that can be read, hidden ones left out; links are
-            followed), or `-`, which is standard input. What is left out is counted in a warning.
+            followed; of a recipe's directory the files of its sources, without held-out documents), or `-`, which is
+            standard input. What is left out is counted in a warning.
         option: that names them, for messages.
 
     Raises:
@@ -74,6 +76,9 @@ def _matches(pattern: str, option: str) -> list[Path]:
 
 
 def _files_below(directory: Path) -> list[Path]:
+    # The manifest and the held-out documents of a recipe lie in one directory with its corpus.
+    if (made := recipe_files(directory)) is not None:
+        return made
     visible = list(_visible_files(directory, set()))
     found = sorted(path for path in visible if path.suffix in _READ + _NOT_READ)
     if len(found) < len(visible):
