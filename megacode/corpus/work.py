@@ -10,6 +10,7 @@ from typing import Any
 from megacode.base.errors import ConfigError, Problem
 from megacode.base.files import Json, digest, read_json, to_json, write_json
 from megacode.corpus.inputs import AGAINST, Input, identify
+from megacode.corpus.kinds import WHOLE_FILES
 from megacode.corpus.layout import CorpusDir
 from megacode.corpus.made_before import discard, refuse_foreign, refuse_own_files
 from megacode.corpus.recipe import MACHINE, Recipe
@@ -130,7 +131,8 @@ def _files(recipe: Recipe, collected: Mapping[str, Path]) -> Iterator[tuple[int,
         if source.kind == MACHINE:
             yield from ((number, path) for path in [collected[name]] if path.exists())
         else:
-            yield from ((number, path) for path in find_inputs(source.inputs, f"sources.{name}.inputs"))
+            also = tuple(WHOLE_FILES.get(source.kind, ()))
+            yield from ((number, path) for path in find_inputs(source.inputs, f"sources.{name}.inputs", also=also))
 
 
 def settle(work: RecipeWork, overwrite: bool) -> None:

@@ -21,7 +21,7 @@ _READ = (".jsonl", ".json", ".gz", ".zst", ".zstd", ".parquet")
 _NOT_READ = (".bz2", ".xz", ".lz4", ".zip", ".7z", ".arrow", ".feather", ".orc", ".avro", ".tar", ".tgz")
 
 
-def find_inputs(patterns: Sequence[str], option: str = "--input") -> list[Path]:
+def find_inputs(patterns: Sequence[str], option: str = "--input", *, also: Sequence[str] = ()) -> list[Path]:
     """Return the files that are named: in the order given, those of a glob and below a directory sorted.
 
     Args:
@@ -29,12 +29,13 @@ def find_inputs(patterns: Sequence[str], option: str = "--input") -> list[Path]:
             followed; of a recipe's directory the files of its sources, without held-out documents), or `-`, which is
             standard input. What is left out is counted in a warning.
         option: that names them, for messages.
+        also: further endings of files that directories are searched for.
 
     Raises:
         DataError: if one matches no file, or one in an unsupported format.
         ConfigError: if two of them name the same file, by whatever path.
     """
-    inputs = [path for pattern in patterns for path in _matches(pattern, option)]
+    inputs = [path for pattern in patterns for path in _matches(pattern, option, also)]
     for path in inputs:
         if path.suffix in _NOT_READ or ".tar" in path.suffixes:
             fix = "decompress it, or convert it to JSON lines or Parquet; .gz and .zst are read directly"
@@ -49,7 +50,7 @@ def find_inputs(patterns: Sequence[str], option: str = "--input") -> list[Path]:
     return inputs
 
 
-def _matches(pattern: str, option: str) -> list[Path]:
+def _matches(pattern: str, option: str, also: Sequence[str]) -> list[Path]:
     if pattern == str(STANDARD_INPUT):
         return [STANDARD_INPUT]
     if Path(pattern).is_file():
@@ -64,7 +65,7 @@ def _matches(pattern: str, option: str) -> list[Path]:
             what = "%s %s matches files and directories, and only the files are read; left out: %s"
             _LOG.warning(what, option, pattern, ", ".join(map(str, missed[:3])) + (", ..." if len(missed) > 3 else ""))
         return files
-    files = [path for directory in directories for path in _files_below(directory)]
+    files = [path for directory in directories for path in _files_below(directory, also)]
     if not files and Path(pattern).exists() and not directories:
         raise DataError(
             "it is not a regular file", f"{option} {pattern}", f"pipe it to the command, and give {option} -"
@@ -75,12 +76,12 @@ def _matches(pattern: str, option: str) -> list[Path]:
     return files
 
 
-def _files_below(directory: Path) -> list[Path]:
+def _files_below(directory: Path, also: Sequence[str]) -> list[Path]:
     # The manifest and the held-out documents of a recipe lie in one directory with its corpus.
     if (made := recipe_files(directory)) is not None:
         return made
     visible = list(_visible_files(directory, set()))
-    found = sorted(path for path in visible if path.suffix in _READ + _NOT_READ)
+    found = sorted(path for path in visible if path.suffix in (*_READ, *_NOT_READ, *also))
     if len(found) < len(visible):
         other = sorted({path.suffix or path.name for path in visible} - {path.suffix for path in found})
         counts = len(visible) - len(found), ", ".join(other[:5]) + (", ..." if len(other) > 5 else "")
