@@ -103,8 +103,11 @@ class Counts:
         entry.documents += 1
         raw = text.encode(errors="replace")
         entry.bytes += len(raw)
-        # Not the text itself: halves of surrogate pairs could be written to no file.
-        entry.keep([(digest(raw), text[:EXAMPLE_CHARACTERS].encode(errors="replace").decode())])
+        name = digest(raw)
+        # Nearly all are beyond the first three, which costs one comparison.
+        if len(entry.examples) < EXAMPLES or name < max(entry.examples):
+            # Not the text itself: halves of surrogate pairs could be written to no file.
+            entry.keep([(name, text[:EXAMPLE_CHARACTERS].encode(errors="replace").decode())])
 
     def merge(self, other: Counts) -> None:
         """Add the counts of another shard."""
