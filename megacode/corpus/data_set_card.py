@@ -15,7 +15,7 @@ from megacode.corpus import card
 from megacode.corpus.card_page import FIGURES, environment
 from megacode.corpus.card_reports import cluster_bars, contamination, duplicates
 from megacode.corpus.card_terminal import print_bars, rows_table
-from megacode.corpus.data_set_pass import Pass, read_data_set
+from megacode.corpus.data_set_pass import DataSetContents, read_data_set
 from megacode.corpus.decontaminate import Benchmark
 from megacode.corpus.made_from import recipes_of
 from megacode.corpus.tally import Tally, octaves
@@ -43,7 +43,7 @@ class DataSetCard:
 
     data: IndexedDataset
     manifest: Manifest | None
-    found: Pass
+    found: DataSetContents
     recipes: list[Json]
     tokenizer: Tokenizer | None
     command: str

@@ -77,7 +77,7 @@ class Copies:
 
 
 @dataclass
-class Pass:
+class DataSetContents:
     """What a pass over a data set found.
 
     Attributes:
@@ -104,7 +104,7 @@ class Pass:
     contamination: Json = field(default_factory=dict)
 
 
-def read_data_set(data: IndexedDataset, tokenizer: Tokenizer | None, benchmarks: list[Benchmark]) -> Pass:
+def read_data_set(data: IndexedDataset, tokenizer: Tokenizer | None, benchmarks: list[Benchmark]) -> DataSetContents:
     """Read all of a data set once.
 
     Args:
@@ -121,10 +121,10 @@ class _Reader:
         self._data, self._tokenizer = data, tokenizer
         self._index = Index(benchmarks) if benchmarks else None
         self._ids = open_ids(data.prefix, data.documents)
-        self._found, self._copies = Pass(data.documents, data.tokens), Copies()
+        self._found, self._copies = DataSetContents(data.documents, data.tokens), Copies()
         self._smallest: dict[int, int] = {}  # documents by hash
 
-    def run(self) -> Pass:
+    def run(self) -> DataSetContents:
         with TemporaryDirectory() as scratch, bar("reading documents", self._data.documents) as advance:
             matches = MatchWriter(Path(scratch) / "matches", self._index) if self._index else None
             for batch in _batches(self._data):

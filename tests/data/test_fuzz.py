@@ -77,6 +77,7 @@ def test_structured_changes_of_parquet_reach_behind_its_protocol(fuzz: ModuleTyp
 
 def test_the_parts_of_a_parquet_file_are_those_that_pyarrow_tells(fuzz: ModuleType) -> None:
     structure = importlib.import_module("parquet_structure")
+    assert len(fuzz.TARGETS["parquet"].seeds()) == 3
     for seed in fuzz.TARGETS["parquet"].seeds():
         theirs = parquet.read_metadata(io.BytesIO(seed))
         begin, footer = structure.footer_of(seed)

@@ -115,12 +115,6 @@ def _parquet_seeds() -> list[bytes]:
     return seeds
 
 
-def _change_parquet(data: bytes, seed: int) -> bytes:
-    from parquet_structure import changed
-
-    return changed(data, random.Random(seed))
-
-
 def _read_parquet(data: bytes, place: Path) -> None:
     """Read one input in a process of its own, as the reader does: pyarrow aborts on some damaged files.
 
@@ -260,7 +254,13 @@ TARGETS = {
     "jsonl": Target(_LINES, _lines_seeds, _read_lines),
     "gzip": Target(_LINES, _gzip_seeds, lambda data, place: _read_lines(data, place, "gz")),
     "zstandard": Target(_LINES, _zstandard_seeds, lambda data, place: _read_lines(data, place, "zst")),
-    "parquet": Target(_PARQUET, _parquet_seeds, _read_parquet, _change_parquet),
+    "parquet": Target(
+        _PARQUET,
+        _parquet_seeds,
+        _read_parquet,
+        # Imported here: it lies beside this file, which only a run of it has on its path.
+        lambda data, seed: importlib.import_module("parquet_structure").changed(data, random.Random(seed)),
+    ),
     "notebooks": Target(("megacode.corpus.kinds.notebooks",), _notebook_seeds, _read_notebook),
     "posts": Target(("megacode.corpus.kinds.stackexchange", "megacode.corpus.html_text"), _posts_seeds, _read_posts),
     "index": Target(("megacode.data.indexed",), _index_seeds, _read_index),

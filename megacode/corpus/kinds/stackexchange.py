@@ -93,8 +93,8 @@ def read_posts(path: Path) -> Iterator[dict[str, str]]:
             fix = "give the Posts.xml of a StackExchange dump, in UTF-8 and without a document type"
             raise DataError("it does not begin with <posts>", str(path), fix)
     rows = _Rows()
-    # No tree is built. Attributes above 10 MB are refused by lxml itself. Where entities are not resolved, libxml2 hands
-    # `&amp;` to a target as `&#38;`; there are no others here, since the head was found to have no document type.
+    # No tree is built. Attributes above 10 MB are refused by lxml itself. If entities were not resolved, libxml2 would
+    # hand `&amp;` over as `&#38;`. There are only XML's own five: the head was found to have no document type.
     parser = etree.XMLParser(
         target=rows, resolve_entities="internal", no_network=True, huge_tree=False, recover=False, load_dtd=False
     )
