@@ -258,7 +258,6 @@ TARGETS = {
         _PARQUET,
         _parquet_seeds,
         _read_parquet,
-        # Imported here: it lies beside this file, which only a run of it has on its path.
         lambda data, seed: importlib.import_module("parquet_structure").changed(data, random.Random(seed)),
     ),
     "notebooks": Target(("megacode.corpus.kinds.notebooks",), _notebook_seeds, _read_notebook),
@@ -286,8 +285,7 @@ def fuzz(name: str, seconds: int, corpus: Path, kept: Path) -> None:
         target.read(data, place)
 
     def mutated(data: bytes, most: int, seed: int) -> bytes:
-        assert target.change is not None
-        made = target.change(data, seed) if seed % 8 else data
+        made = target.change(data, seed) if target.change is not None and seed % 8 else data
         # Blind changes still find what no structure describes.
         return made if made != data and len(made) <= most else atheris.Mutate(data, most)
 
@@ -299,8 +297,8 @@ def fuzz(name: str, seconds: int, corpus: Path, kept: Path) -> None:
         "artifact_prefix": f"{kept}/{name}-",
         "print_final_stats": 1,
     }
-    own = {"custom_mutator": mutated} if target.change is not None else {}
-    atheris.Setup([sys.argv[0], *(f"-{key}={value}" for key, value in options.items()), str(corpus)], once, **own)
+    flags = [f"-{key}={value}" for key, value in options.items()]
+    atheris.Setup([sys.argv[0], *flags, str(corpus)], once, custom_mutator=mutated if target.change else None)
     atheris.Fuzz()
 
 
