@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,22 +25,22 @@ def ids_in(files: list[Path]) -> list[str]:
 
 @pytest.mark.parametrize("place", ["out", "out/corpus"])
 def test_a_recipes_directory_is_read_as_its_sources_without_held_out_documents(
-    place, recipe, call: Callable[..., int], tmp_path, caplog
+    place, recipe, call: Callable[..., int], tmp_path, capfd
 ) -> None:
     run_recipe(recipe(), "command")
     corpus = tmp_path / "out/corpus"
     train_tokenizer("huggingface", [str(tmp_path / "raw")], 280, tmp_path / "tokenizer")
     kind = ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", str(tmp_path / "tokenizer")]
     given = ["--output-prefix", str(tmp_path / "x"), "--id-key", "id", *kind]
-    caplog.set_level(logging.INFO)
     assert call("data", "preprocess", "--input", str(tmp_path / place), *given) == 0
+    said = " ".join(capfd.readouterr().err.split())
     names = open_ids(tmp_path / "x_text_document", IndexedDataset(tmp_path / "x_text_document").documents)
     assert names is not None
     expected = ids_in([*sorted((corpus / "first").iterdir()), *sorted((corpus / "second").iterdir())])
     assert [names[number] for number in range(names.documents)] == expected
     assert not set(expected) & set(ids_in(sorted((corpus / "second.held_out").iterdir())))
-    assert f"its held-out documents are left out; to read them, give {corpus / 'second.held_out'}" in caplog.text
-    assert "these 2 sources are read as one" in caplog.text
+    assert f"its held-out documents are left out; to read them, give {corpus / 'second.held_out'}" in said
+    assert "these 2 sources are read as one" in said
     assert find_inputs([str(corpus / "second.held_out")]) == sorted((corpus / "second.held_out").iterdir())
 
 

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import pyarrow
 import pytest
 from pyarrow import parquet
 
@@ -51,28 +50,30 @@ def test_every_target_takes_its_seeds_their_heads_and_wrong_bytes_in_them(fuzz: 
                 target.read(bytes(damaged), tmp_path)
 
 
-def test_structured_changes_of_parquet_reach_behind_its_protocol(fuzz: ModuleType, tmp_path: Path) -> None:
-    dice = random.Random(1)
+def test_structured_changes_of_parquet_keep_its_protocol(fuzz: ModuleType, tmp_path: Path) -> None:
+    dice, structure = random.Random(1), importlib.import_module("parquet_structure")
 
-    def opened(data: bytes) -> bool:
+    def is_kept(data: bytes) -> bool:
         try:
-            return parquet.read_metadata(io.BytesIO(data)).num_rows >= 0
-        except (OSError, pyarrow.ArrowException):
+            begin, footer = structure.footer_of(data)
+        except structure.BrokenError:
             return False
+        return begin > 0 and footer.end == len(data) - 8
 
-    structured = blind = unchanged = 0
+    changes = structured = blind = 0
     for seed in fuzz.TARGETS["parquet"].seeds():
         for number in range(60):
             made = fuzz.TARGETS["parquet"].change(seed, number)
-            unchanged += made == seed
-            structured += opened(made)
+            changes += made != seed
+            structured += is_kept(made)
             footer = len(seed) - 8 - int.from_bytes(seed[-8:-4], "little")
             damaged = bytearray(seed)
             damaged[dice.randrange(footer, len(seed) - 8)] ^= 1 + dice.randrange(255)
-            blind += opened(bytes(damaged))
+            blind += is_kept(bytes(damaged))
+            # In a process of its own: pyarrow crashes on some of them.
             fuzz.TARGETS["parquet"].read(made, tmp_path)
-    assert structured > 120 > unchanged * 10
-    assert structured > blind
+    assert changes > 150
+    assert structured > max(120, blind)
 
 
 def test_the_parts_of_a_parquet_file_are_those_that_pyarrow_tells(fuzz: ModuleType) -> None:
