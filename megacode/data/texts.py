@@ -177,7 +177,7 @@ def _column(values: list[Any], key: str) -> Texts:
 def _texts_one_by_one(records: Records, keys: Sequence[str], skip: bool, id_key: str | None) -> Parsed:
     documents: dict[str, list[list[Part]]] = {key: [] for key in keys}
     ids: list[str] = []
-    bad, skipped = records.bad, list(records.skipped)
+    bad, own = records.bad, list[SkippedRecord]()
     for row, line in zip(records.rows, records.lines, strict=True):
         try:
             parts = {key: parts_of(value_in(row, key), key) for key in keys}
@@ -188,10 +188,11 @@ def _texts_one_by_one(records: Records, keys: Sequence[str], skip: bool, id_key:
                 fix = "fix the line, or use --skip-bad-lines to skip and count such lines"
                 raise DataError(str(error), records.place(line), fix) from None
             bad += 1
-            if len(skipped) < EXAMPLES:
-                skipped.append(SkippedRecord.of(line, str(error), json.dumps(row, ensure_ascii=False, default=str)))
+            if len(own) < EXAMPLES:
+                own.append(SkippedRecord.of(line, str(error), json.dumps(row, ensure_ascii=False, default=str)))
             continue
         for key, document in parts.items():
             documents[key].append(document)
     texts = {key: Texts.of(column) for key, column in documents.items()}
-    return Parsed(texts, Ids.of(ids) if id_key else None, bad, tuple(skipped))
+    skipped = sorted([*records.skipped, *own], key=lambda one: one.line)
+    return Parsed(texts, Ids.of(ids) if id_key else None, bad, tuple(skipped[:EXAMPLES]))
