@@ -12,14 +12,16 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+_PATIENCE_SECONDS = 10.0
 _INSIDE = Path(__file__).with_name("sandbox_program.py")
 
 
@@ -57,46 +59,98 @@ class SandboxOutcome:
     network: bool | None
 
 
-def run_program(program: str, limits: SandboxLimits | None = None) -> SandboxOutcome:
-    """Run a Python program until it ends or hits a limit, and return how it ended.
+class Sandbox:
+    """Runs Python programs one after another, each in a process forked from one that nothing changes; a context.
 
-    Args:
-        program: its text.
-        limits: its resource limits.
+    A fork costs a few milliseconds, a new interpreter thirty. If a program ends the server, the next one gets another.
     """
-    # Only our wrapper knows the token, so a program cannot print a success report of its own.
-    limits, token = limits or SandboxLimits(), secrets.token_hex(16)
-    order = json.dumps({"program": program, "token": token, "limits": asdict(limits)})
-    with tempfile.TemporaryDirectory(prefix="megacode-sandbox-", ignore_cleanup_errors=True) as place:
-        process = subprocess.Popen(
-            # -I: no user packages, no PYTHON* variables, and no import from the working directory.
-            [sys.executable, "-I", str(_INSIDE)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=place,
-            env={"PATH": os.defpath, "HOME": place, "TMPDIR": place, "OMP_NUM_THREADS": "1"}, start_new_session=True,
-        )  # fmt: skip
-        try:
-            output, _ = process.communicate(order.encode(), timeout=limits.wall_seconds)
-        # A sleeping program uses no CPU time, so wall time is limited as well.
-        except subprocess.TimeoutExpired:
+
+    def __init__(self) -> None:
+        self._server: subprocess.Popen[bytes] | None = None
+        self._home = tempfile.TemporaryDirectory(prefix="megacode-sandbox-", ignore_cleanup_errors=True)
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+        self._home.cleanup()
+
+    def run(self, program: str, limits: SandboxLimits | None = None) -> SandboxOutcome:
+        """Run a Python program until it ends or hits a limit, and return how it ended.
+
+        Args:
+            program: its text.
+            limits: its resource limits.
+        """
+        # Only our wrapper knows the token, so a program cannot print a success report of its own.
+        limits, token = limits or SandboxLimits(), secrets.token_hex(16)
+        with tempfile.TemporaryDirectory(dir=self._home.name, ignore_cleanup_errors=True) as place:
+            order = {"program": program, "token": token, "limits": asdict(limits), "place": place}
+            answer = self._ask(json.dumps(order).encode() + b"\n", limits.wall_seconds + _PATIENCE_SECONDS)
+        if answer.get("timed_out"):
             return SandboxOutcome(False, "timed out", None)
+        return _read(answer.get("report", ""), token)
+
+    def _ask(self, order: bytes, seconds: float) -> dict[str, Any]:
+        """Return the server's answer; empty where it died, or has not answered long after its own deadline."""
+        server = self._started()
+        assert server.stdin is not None
+        assert server.stdout is not None
+        # The server keeps the time. This only guards against one that a program has stopped.
+        guard = threading.Timer(seconds, server.kill)
+        guard.start()
+        try:
+            server.stdin.write(order)
+            server.stdin.flush()
+            answer = json.loads(server.stdout.readline())
+        except (OSError, ValueError):
+            self._stop()
+            return {}
+        except BaseException:
+            # Interrupted: its answer must not be taken for the next program's.
+            self._stop()
+            raise
         finally:
-            _end(process)
-    return _read(output, token)
+            guard.cancel()
+        return dict(answer)
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._server is None:
+            place = self._home.name
+            self._server = subprocess.Popen(
+                # -I: no user packages, no PYTHON* variables, and no import from the working directory.
+                [sys.executable, "-I", str(_INSIDE)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=place,
+                env={"PATH": os.defpath, "HOME": place, "TMPDIR": place, "OMP_NUM_THREADS": "1"},
+                start_new_session=True,
+            )  # fmt: skip
+        return self._server
+
+    def _stop(self) -> None:
+        """End the server, and with it the program that it runs."""
+        server, self._server = self._server, None
+        if server is None:
+            return
+        for pipe in (server.stdin, server.stdout):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
+        try:
+            # It sees the end of its orders, and ends its program first.
+            server.wait(_PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of the process group, and reap it."""
-    with suppress(ProcessLookupError):
-        # The program may have started children of its own; its session is its group.
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with suppress(BrokenPipeError):
-                pipe.close()
+def run_program(program: str, limits: SandboxLimits | None = None) -> SandboxOutcome:
+    """Run one program in a sandbox of its own; see `Sandbox.run`."""
+    with Sandbox() as sandbox:
+        return sandbox.run(program, limits)
 
 
-def _read(output: bytes, token: str) -> SandboxOutcome:
+def _read(output: str, token: str) -> SandboxOutcome:
     try:
         report = json.loads(output)
         # A report that claims success without the token came from the program itself.

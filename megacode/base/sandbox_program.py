@@ -1,20 +1,28 @@
-"""The program that runs inside the sandbox; it imports nothing of megacode; see `sandbox`.
+"""The server of the sandbox, and what runs inside it; it imports nothing of megacode; see `sandbox`.
 
-It reads one JSON object from standard input: the program's text, the limits, and a token that the program never sees.
-It sets the limits and, where the kernel allows that, takes away the network and the right to change files outside its
-directory. It runs the program and reports on its original standard output. The report contains the token only if the
-program ran to its last line.
+It stays as it was when it started: it reads an order (a program's text, a directory, limits and a token), forks, and
+only the child changes. The child leaves the server's streams and session, sets the limits and, where the kernel allows
+that, takes away the network and the right to change files outside its directory. It runs the program and reports into
+a pipe of its own. The report contains the token only if the program ran to its last line. The server kills what is
+left of the child and hands the report on. So each program starts from the same interpreter, as if it were the first.
 """
 
+import contextlib
 import ctypes
 import json
 import os
 import platform
 import resource
+import select
+import signal
 import struct
-import sys
+import time
+from typing import Any
 
-_NO_NEW_PRIVILEGES, _SET_FILTER = 38, 22  # of prctl
+_REPORT = 3  # the only open descriptor of a program beside its standard streams
+_LONGEST_REPORT = 1 << 16
+_DESCRIPTORS = 256
+_PARENT_DEATH_SIGNAL, _NO_NEW_PRIVILEGES, _SET_FILTER = 1, 38, 22  # of prctl
 # Landlock's system calls have the same numbers on all architectures.
 _CREATE_RULESET, _ADD_RULE, _RESTRICT = 444, 445, 446
 _WRITE_FILE, _CHANGES = 1 << 1, (1 << 1) | sum(1 << bit for bit in range(4, 13))
@@ -25,26 +33,93 @@ _NEW_USER, _NEW_NETWORK, _NEW_PROCESSES = 0x10000000, 0x40000000, 0x20000000
 
 
 def main() -> None:
-    """Run the program given on standard input."""
-    # Read completely before the program runs, which then finds nothing to read.
-    order = json.load(sys.stdin)
-    report = os.dup(1)
-    # The program gets no way to the report: its standard streams lead nowhere.
+    """Serve orders from standard input, a line of JSON each, until it ends."""
+    orders = os.fdopen(os.dup(0), "rb")
+    while line := orders.readline():
+        order = json.loads(line)
+        answer = json.dumps(_outcome(order, orders.fileno())).encode() + b"\n"
+        while answer:
+            answer = answer[os.write(1, answer) :]
+
+
+def _outcome(order: dict[str, Any], orders: int) -> dict[str, Any]:
+    """Run one program in a child; return its report as it wrote it, and whether its time was over."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            _inside(order, writing)
+        finally:
+            # Whatever happens, no child returns into the server's loop.
+            os._exit(1)
+    os.close(writing)
+    try:
+        report, is_late = _read(reading, order["limits"]["wall_seconds"], orders)
+    finally:
+        os.close(reading)
+        _end(child)
+    return {"report": report.decode(errors="replace"), "timed_out": is_late}
+
+
+def _read(reading: int, seconds: float, orders: int) -> tuple[bytes, bool]:
+    """Return what a child reports until nobody can write any more, and whether the time was over before."""
+    report, deadline, poll = b"", time.monotonic() + seconds, select.poll()
+    poll.register(reading, select.POLLIN)
+    # Only its end: whoever gave the order has died, and nothing may go on running for it.
+    poll.register(orders, 0)
+    while (left := deadline - time.monotonic()) > 0:
+        ready = dict(poll.poll(1000 * left))
+        if ready.get(orders, 0) & (select.POLLHUP | select.POLLERR):
+            return b"", False
+        if ready.get(reading):
+            some = os.read(reading, 1 << 16)
+            if not some:
+                return report, False
+            # A program that floods the pipe is no reason to hold what it writes.
+            report = (report + some)[:_LONGEST_REPORT]
+    return b"", True
+
+
+def _end(child: int) -> None:
+    """Kill what is left of a child's process group, and reap it."""
+    # The program may have started children of its own; its session is its group.
+    for kill in (os.killpg, os.kill):
+        with contextlib.suppress(OSError):
+            kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+def _inside(order: dict[str, Any], writing: int) -> None:
+    """Become the process of a program, run it and report; never returns."""
+    _end_with_parent()
+    os.setsid()
+    os.chdir(order["place"])
+    os.environ.update(HOME=order["place"], TMPDIR=order["place"])
+    # The program gets no way to the server or to the report: its standard streams lead nowhere.
     nothing = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nothing, stream)
+    os.dup2(writing, _REPORT)
+    # The server was started with its streams alone, so its descriptors have small numbers.
+    os.closerange(_REPORT + 1, _DESCRIPTORS)
     cut = _cut_off()
     # The child is the first process of its own PID namespace: when it ends, the kernel kills everything it started.
     if cut and (child := os.fork()):
         os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xFF)
+    # A program may leave its session, which is what the server kills.
+    _end_with_parent()
     _limit(order["limits"])
     _keep_writes_inside(os.getcwd())
     if not order["limits"]["processes"]:
         _forbid_processes()
     outcome = _run(order["program"])
     token = order["token"] if outcome == "passed" else ""
-    os.write(report, json.dumps({"token": token, "outcome": outcome, "network": not cut}).encode())
+    os.write(_REPORT, json.dumps({"token": token, "outcome": outcome, "network": not cut}).encode())
     os._exit(0)
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
 
 
 def _cut_off() -> bool:
@@ -55,7 +130,7 @@ def _cut_off() -> bool:
     return bool(library.unshare(alone) == 0 or library.unshare(alone | _NEW_USER) == 0)
 
 
-def _limit(limits: dict[str, int]) -> None:
+def _limit(limits: dict[str, Any]) -> None:
     seconds, memory, size = limits["cpu_seconds"], limits["memory_bytes"], limits["file_bytes"]
     for kind, value in (
         (resource.RLIMIT_CPU, seconds),

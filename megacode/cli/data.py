@@ -217,6 +217,7 @@ def merge(
 
 @app.command(cls=ToolCommand)
 def inspect(
+    ctx: typer.Context,
     prefix: Annotated[str, typer.Argument(help="Path of the data set without .bin and .idx.", show_default=False)],
     tokenizer: Annotated[
         str, typer.Option(help="Directory with a tokenizer.json, or a SentencePiece .model, to decode documents.")
@@ -225,19 +226,36 @@ def inspect(
     verify: Annotated[
         bool, typer.Option("--verify", help="Check every entry of the index, and hash all files; names a wrong block.")
     ] = False,
+    card: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Read all of it once, and write a data card.")
+    ] = None,
+    suites: Annotated[
+        list[str],
+        typer.Option(
+            "--suite", metavar="SUITE...", help="With --card: look for items of suites, or of JSON-lines files."
+        ),
+    ] = [],  # noqa: B006 (typer copies it)
+    overwrite: Overwrite = False,
 ) -> None:
     """Show what an indexed data set holds.
 
     \b
     megacode data inspect data/web_text_document --tokenizer tokenizer/ --verify
+    megacode data inspect data/web_text_document --tokenizer tokenizer/ --card web.html --suite to-code
 
-    Shows its header, the lengths of its documents, its manifest and its first documents.
+    Shows its header, the lengths of its documents, its manifest and its first documents. A data card also has bytes
+    per token, exact copies, samples, hashes, and what the recipe of its inputs dropped.
     """
 
     def work() -> None:
-        from megacode.cli.data_inspect import inspect as show
+        from megacode.cli import data_inspect
 
-        show(prefix, tokenizer, documents, verify, console())
+        if card is not None:
+            command = command_line(ctx)
+            return data_inspect.write_card(prefix, tokenizer, card, suites, verify, overwrite, command, console())
+        if suites:
+            raise ConfigError("suites are searched for the data card only", "--suite", "give --card FILE.html as well")
+        return data_inspect.inspect(prefix, tokenizer, documents, verify, console())
 
     raise typer.Exit(run_tool(work))
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.text import Text
 
+from megacode.base.errors import ConfigError
+from megacode.base.files import write_text
 from megacode.base.tables import FigureTable
 from megacode.base.units import format_bytes, format_count
+from megacode.base.user_paths import refuse_existing, refuse_unwritable
+from megacode.corpus.data_set_card import data_set_card, print_data_set_card, render_data_set_card
+from megacode.corpus.decontaminate import Benchmark, items_from_file
 from megacode.data import manifest as manifests
 from megacode.data.document_ids import DocumentIds, ids_path, open_ids
 from megacode.data.indexed import IndexedDataset, bin_path, idx_path
@@ -50,6 +56,63 @@ def inspect(prefix: str, tokenizer_path: str, documents: int, verify: bool, cons
         manifests.check_tokenizer(prefix, manifest, tokenizer.hash)
         console.print(_document_ends(data, tokenizer), soft_wrap=True)
         _show_documents(data, open_ids(prefix, data.documents), tokenizer, documents, console)
+
+
+def write_card(
+    prefix: str,
+    tokenizer_path: str,
+    page: Path,
+    suites: Sequence[str],
+    verify: bool,
+    overwrite: bool,
+    command: str,
+    console: Console,
+) -> None:
+    """Read a data set once, write its data card, and print it.
+
+    Args:
+        prefix: its path without .bin and .idx.
+        tokenizer_path: decodes the documents; empty: the card has no texts.
+        page: the file to write.
+        suites: whose items are looked for: names, or JSON-lines files of items; needs the tokenizer.
+        verify: read everything, and compare it with the manifest.
+        overwrite: replace the file.
+        command: the command line.
+        console: where to print; without markup, because documents may contain anything.
+
+    Raises:
+        ConfigError: the page cannot be written, or suites are given without a tokenizer.
+        DataError: the data set cannot be read, or differs from its manifest; or the items of a suite cannot be read.
+    """
+    refuse_unwritable(page, "--card")
+    refuse_existing([page], overwrite, "--card")
+    if suites and not tokenizer_path:
+        raise ConfigError("items are looked for in texts", "--suite", "give --tokenizer as well, to decode documents")
+    tokenizer = load_tokenizer(tokenizer_at(tokenizer_path)) if tokenizer_path else None
+    # Before the data are read: a suite whose items are missing is found in seconds.
+    benchmarks = [benchmark_named(name) for name in suites]
+    if verify:
+        manifests.check(prefix, whole=True)
+        IndexedDataset(prefix).verify()
+    made = data_set_card(prefix, tokenizer, benchmarks, command)
+    write_text(page, render_data_set_card(made))
+    print_data_set_card(made, console)
+    console.print(f"{page}: the same as a page", soft_wrap=True)
+
+
+def benchmark_named(name: str) -> Benchmark:
+    """Return the items of a suite, or of a JSON-lines file of items.
+
+    Raises:
+        ConfigError: for an unknown suite or task.
+        DataError: the items cannot be read.
+    """
+    if Path(name).is_file() and Path(name).suffix not in (".yaml", ".yml"):
+        return items_from_file(Path(name))
+    # lm-eval takes seconds to import; a file of items needs none of it.
+    from megacode.eval.suite_items import suite_items
+
+    return suite_items(name)
 
 
 def facts(data: IndexedDataset) -> Iterator[tuple[str, str]]:

@@ -37,8 +37,13 @@ Seed = Annotated[int, typer.Option(help="Decides which documents are drawn, and 
 
 
 def train_tokenizer(
-    vocab_size: Annotated[str, typer.Option(help="Tokens, special ones included, for example 32000 or 32k.")],
-    output: Annotated[Path, typer.Option(help="Directory to write.")],
+    vocab_size: Annotated[
+        list[str],
+        typer.Option(metavar="SIZE...", help="Tokens, special ones included, for example 32000 or 32k; or several."),
+    ],
+    output: Annotated[
+        list[Path], typer.Option(metavar="DIR...", help="Directory to write; one for each vocabulary size.")
+    ],
     input_files: Inputs = [],  # noqa: B006 (typer copies it)
     sources: Sources = [],  # noqa: B006
     kind: Annotated[
@@ -63,28 +68,32 @@ def train_tokenizer(
     \b
     megacode data tokenizer --vocab-size 32000 --output tokenizer/
         --source code=0.5:'code/*.jsonl.zst' text=0.5:text/ --reserve fim commits
+    megacode data tokenizer --vocab-size 8k 16k 32k --output small/ middle/ large/ --input code/
 
     Writes a directory that transformers' AutoTokenizer loads (huggingface), or one with a tokenizer.model
-    (sentencepiece). One document in 20 is held out; bytes per token are measured on these.
+    (sentencepiece). One document in 20 is held out; bytes per token are measured on these. Several sizes are trained
+    on the same texts, which are read once.
     """
     setup_logging()
 
     def work() -> None:
         from megacode.data.bytes_per_token import as_json
         from megacode.data.text_draws import sources_of
-        from megacode.data.train_tokenizer import train_tokenizer as train
+        from megacode.data.train_tokenizer import train_tokenizers as train
 
-        size, most = _count("--vocab-size", vocab_size), _count("--max-bytes", max_bytes)
+        sizes, most = _sizes(vocab_size, output), _count("--max-bytes", max_bytes)
         chosen = sources_of(input_files, sources)
         made = train(
-            kind, chosen, size, output, json_keys, most, overwrite, seed=seed, reserve=reserve, skip_bad=skip_bad_lines
+            kind, chosen, sizes, json_keys, most, overwrite, seed=seed, reserve=reserve, skip_bad=skip_bad_lines
         )
-        message = "%s: %d tokens, hash %s"
-        _LOG.info(message, made.tokenizer.path, made.tokenizer.vocab_size, made.tokenizer.hash[:12])
+        for one in made:
+            message = "%s: %d tokens, hash %s"
+            _LOG.info(message, one.tokenizer.path, one.tokenizer.vocab_size, one.tokenizer.hash[:12])
+        drawn, measured = made[0].drawn, [one.measured for one in made]
         if json_:
-            print_json(as_json(made.drawn, [made.measured], seed))
+            print_json(as_json(drawn, measured, seed))
         else:
-            show_training(made.drawn, made.measured, console())
+            show_training(drawn, measured, console())
 
     raise typer.Exit(run_tool(work))
 
@@ -136,6 +145,21 @@ def compare_tokenizers(
     raise typer.Exit(run_tool(work))
 
 
+def _sizes(given: Sequence[str], outputs: Sequence[Path]) -> dict[int, Path]:
+    """Return the directory of each vocabulary size.
+
+    Raises:
+        ConfigError: a size is not a number or given twice, or there are not as many directories.
+    """
+    sizes = [_count("--vocab-size", part) for text in given for part in text.split(",") if part]
+    if len(set(sizes)) < len(sizes):
+        raise ConfigError("a vocabulary size is given twice", "--vocab-size", "give each size once")
+    if len(sizes) != len(outputs):
+        what = f"there are {len(sizes)} vocabulary sizes and {len(outputs)} directories"
+        raise ConfigError(what, "--output", "give one directory for each size, in the same order")
+    return dict(zip(sizes, outputs, strict=True))
+
+
 def _count(flag: str, text: str) -> int:
     try:
         return parse_count(text)
@@ -143,16 +167,22 @@ def _count(flag: str, text: str) -> int:
         raise ConfigError(str(error), flag, "write for example 32000 or 32k") from None
 
 
-def show_training(drawn: Sequence[Drawn], measured: Measured, console: Console) -> None:
-    """Print what a tokenizer was trained on, and its bytes per token, by source."""
-    figures = ["weight", "trained on", "held out", "bytes per\ntoken"]
+def show_training(drawn: Sequence[Drawn], measured: Sequence[Measured], console: Console) -> None:
+    """Print what tokenizers were trained on, and their bytes per token, by source and vocabulary size."""
+    sizes = [f"{one.tokenizer.vocab_size:,}" for one in measured]
+    rates = sizes if len(sizes) > 1 else ["bytes per\ntoken"]
+    figures = ["weight", "trained on", "held out", *rates]
     table = FigureTable("source", *figures, figures=figures)
     for source in drawn:
-        sizes = format_bytes(source.trained_bytes), format_bytes(source.held_out_bytes)
-        table.add_row(source.source.name, _weight(source), *sizes, _rate(measured.bytes_per_token[source.source.name]))
+        shown = format_bytes(source.trained_bytes), format_bytes(source.held_out_bytes)
+        rates = [_rate(one.bytes_per_token[source.source.name]) for one in measured]
+        table.add_row(source.source.name, _weight(source), *shown, *rates)
     if len(drawn) > 1:
         trained, held_out = sum(one.trained_bytes for one in drawn), sum(one.held_out_bytes for one in drawn)
-        table.add_row("all, by weight", "", format_bytes(trained), format_bytes(held_out), _rate(measured.weighted))
+        totals = format_bytes(trained), format_bytes(held_out)
+        table.add_row("all, by weight", "", *totals, *(_rate(one.weighted) for one in measured))
+    if len(sizes) > 1:
+        console.print("bytes per token on held-out documents, by vocabulary size")
     console.print(table)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,18 +12,51 @@ import orjson
 import xxhash
 
 from megacode.base.claims import claimed
-from megacode.base.files import Json, atomic_path, publish, remove, write_json
+from megacode.base.files import Json, atomic_path, publish, read_json, remove, write_json
 from megacode.corpus.document import Counts, Document
 from megacode.corpus.framed import FramedWriter
 from megacode.corpus.inputs import AGAINST
-from megacode.corpus.layout import HELD_OUT
 from megacode.corpus.reasons import REASONS, DropReason
 from megacode.corpus.shards import MappedShard, Numbered
-from megacode.corpus.tally import Tally, TokenCounter, is_tokenized, text_key
+from megacode.corpus.tally import Tally, TokenCounter, Utf8, is_tokenized, text_key
+from megacode.corpus.tokens import card_tokenizer
 from megacode.corpus.work import RecipeWork
+from megacode.data.inputs import read_records
 from megacode.data.machine_files import Shard
+from megacode.data.recipe_output import HELD_OUT
 
 _BLOCK = 1 << 20
+
+
+def is_applied(work: RecipeWork, shard: Shard) -> bool:
+    """Return whether a shard's files are there, with its tokens counted if the recipe names a tokenizer."""
+    made, encode = read_json(work.out.applied(shard)), card_tokenizer(work.recipe.tokenizer)
+    return bool(made) and (encode is None or made["tokenizer"] == encode.hash)
+
+
+def count_tokens(work: RecipeWork, shard: Shard) -> None:
+    """Count the tokens of a shard whose files were made without a tokenizer, or with another one."""
+    marker, encode = work.out.applied(shard), card_tokenizer(work.recipe.tokenizer)
+    assert encode is not None
+    with claimed(marker, "--shard"):
+        made = read_json(marker)
+        for item in made["outputs"]:
+            tally = Tally.of_json({**made["tallies"][item["source"]], "tokenized_bytes": 0, "tokens": 0})
+            # Keys are those of the apply pass, so the same documents are counted as with a tokenizer from the start.
+            for documents in _documents_in(work.out.corpus / item["path"]):
+                chosen = [text for text in documents if _is_counted(work, text.encode())]
+                tally.count_tokens(chosen, encode)
+            made["tallies"][item["source"]] = tally.as_json()
+        write_json(marker, {**made, "tokenizer": encode.hash})
+
+
+def _documents_in(path: Path) -> Iterator[list[str]]:
+    for records in read_records(path):
+        yield [Document.of_row(row).text for row in records.rows]
+
+
+def _is_counted(work: RecipeWork, raw: Utf8) -> bool:
+    return is_tokenized(text_key(raw, work.recipe.seed), work.total_bytes())
 
 
 def apply_shard(work: RecipeWork, shard: Shard, every: Numbered, encode: TokenCounter | None) -> None:
@@ -36,7 +69,10 @@ def apply_shard(work: RecipeWork, shard: Shard, every: Numbered, encode: TokenCo
         encode: counts tokens for the card; None: they are not counted.
     """
     marker = work.out.applied(shard)
+    if is_applied(work, shard):
+        return
     if marker.exists():
+        count_tokens(work, shard)
         return
     with claimed(marker, "--shard"):
         # Files of a pass that was killed before it wrote its marker are made again.
@@ -81,6 +117,7 @@ class _Apply:
             self._work.out.applied(self._shard),
             {
                 "identity": self._work.identity,
+                "tokenizer": self._encode.hash if self._encode is not None else "",
                 "outputs": outputs,
                 "tallies": {name: tally.as_json() for name, tally in self._tallies.items()},
                 "steps": {

@@ -9,8 +9,8 @@ from typing import Any
 
 from megacode.base.files import Json
 from megacode.base.units import format_bytes, format_count
-from megacode.corpus.layout import HELD_OUT
 from megacode.corpus.tally import Tally, octaves
+from megacode.data.recipe_output import HELD_OUT
 
 SHARES = 12  # rows of languages and licences that are shown
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}

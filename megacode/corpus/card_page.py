@@ -16,7 +16,7 @@ from megacode.corpus.visible import one_line, pieces
 
 _EXAMPLE_BYTES = 600
 _LINE = 300
-_FIGURES = (
+FIGURES = (
     "documents", "text", "tokens", "bytes per token", "p50", "p90", "p99", "max", "items", "found", "too short",
     "too common", "size",
 )  # fmt: skip
@@ -28,7 +28,7 @@ def render_card(manifest: Json) -> str:
     Args:
         manifest: of the corpus; nothing else is read.
     """
-    return _environment().get_template("card.html.j2").render(_page(manifest))
+    return environment().get_template("card.html.j2").render(_page(manifest))
 
 
 def _page(manifest: Json) -> dict[str, Any]:
@@ -37,6 +37,7 @@ def _page(manifest: Json) -> dict[str, Any]:
         {"source": item["source"], "path": item["path"], "size": format_bytes(item["bytes"]), "hash": item["hash"]}
         for item in manifest["inputs"]
     ]
+    recipe = {**manifest["recipe"], "tokenizer": manifest["tokenizer"]}
     return {
         "name": manifest["name"],
         "version": manifest["version"],
@@ -46,24 +47,25 @@ def _page(manifest: Json) -> dict[str, Any]:
         "totals": card.totals(manifest),
         "sources": sources,
         "has_tokens": any(row["tokens"] != "-" for row in sources),
-        "figures": _FIGURES,
+        "figures": FIGURES,
         "funnel": card.funnel(manifest),
         "replaced": manifest["replaced"],
         "duplicates": duplicates(manifest),
-        "contamination": contamination(manifest),
+        "contamination": contamination(manifest["contamination"]),
         "lengths": card.lengths(manifest),
         "languages": card.shares(manifest, "languages"),
         "licences": card.shares(manifest, "licences"),
         "samples": card.samples(manifest),
         "inputs": inputs,
         "input_bytes": format_bytes(sum(item["bytes"] for item in manifest["inputs"])),
-        "settings": [{"setting": key, "value": value} for key, value in card.settings(manifest["recipe"])],
+        "settings": [{"setting": key, "value": value} for key, value in card.settings(recipe)],
         "rules": [{"rule": key, "version": value} for key, value in card.settings(manifest["rules"])],
     }
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Return what templates of cards are rendered with: it escapes, and has filters that make text fit to be shown."""
     loader = PackageLoader("megacode.corpus", ".")
     # Autoescape is off by default in jinja2, and documents hold scripts.
     made = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)

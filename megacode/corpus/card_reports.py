@@ -23,13 +23,14 @@ def duplicates(manifest: Json) -> dict[str, Any] | None:
         summary += f" There are {report['clusters']['number']:,} clusters; of each, one document is kept."
     return {
         "summary": summary,
-        "sizes": list(_sizes(report["clusters"]["sizes"])),
+        "sizes": list(cluster_bars(report["clusters"]["sizes"])),
         "between": _between(manifest),
         "largest": report["largest"],
     }
 
 
-def _sizes(classes: list[Json]) -> Iterator[Bar]:
+def cluster_bars(classes: list[Json]) -> Iterator[Bar]:
+    """Yield a bar for each size of clusters, as reports on duplicates have them."""
     most = max((row["clusters"] for row in classes), default=1)
     for row in classes:
         size = f"{row['from']:,} to {row['to']:,}" if row["from"] != row["to"] else f"{row['to']:,}"
@@ -51,9 +52,13 @@ def _between(manifest: Json) -> list[dict[str, str]]:
     ]
 
 
-def contamination(manifest: Json) -> dict[str, Any] | None:
-    """Return the part of the card about items of benchmarks; None: they were not looked for."""
-    report = manifest["contamination"]
+def contamination(report: Json, *, dropped: bool = True) -> dict[str, Any] | None:
+    """Return the part of the card about items of benchmarks; None: they were not looked for.
+
+    Args:
+        report: as `contamination_report` makes it; empty: they were not looked for.
+        dropped: whether the documents with items were dropped.
+    """
     if not report:
         return None
     tasks, spans = [], []
@@ -76,5 +81,6 @@ def contamination(manifest: Json) -> dict[str, Any] | None:
                 spans.append({"title": title, "text": hit["span"]})
     rows = [row for suite in report["suites"] for row in suite["tasks"].values()]
     items, found = (sum(row[key] for row in rows) for key in ("items", "items_hit"))
-    summary = f"{found:,} of {items:,} items occur in {report['documents']:,} documents, which were dropped."
+    end = ", which were dropped." if dropped else "."
+    summary = f"{found:,} of {items:,} items occur in {report['documents']:,} documents{end}"
     return {"summary": summary, "tasks": tasks, "spans": spans}

@@ -27,20 +27,20 @@ def print_card(manifest: Json, console: Console) -> None:
     for label, value in card.totals(manifest).items():
         console.print(f"{label:>16}  {value}")
     console.print(
-        _table([{key: row[key] for key in row if key not in _LEFT_OUT} for row in card.source_rows(manifest)])
+        rows_table([{key: row[key] for key in row if key not in _LEFT_OUT} for row in card.source_rows(manifest)])
     )
     for name, (bars, dropped) in card.funnel(manifest).items():
         # Examples of dropped documents are on the page alone: three a reason would fill the screen.
         console.rule(f"{name}: from records to documents", align="left")
-        _print_bars(bars, console)
+        print_bars(bars, console)
         for step in dropped:
             what = f"{step.step}: {one_line(step.reason, 50)}"
             console.print(f"    {step.documents:>10,} {format_bytes(step.bytes):>10}  {what}", soft_wrap=True)
-    for part, rows in ((duplicates(manifest), "between"), (contamination(manifest), "tasks")):
+    for part, rows in ((duplicates(manifest), "between"), (contamination(manifest["contamination"]), "tasks")):
         if part is not None:
             console.print(part["summary"], soft_wrap=True)
             if part[rows]:
-                console.print(_table(part[rows]))
+                console.print(rows_table(part[rows]))
     for what in ("languages", "licences"):
         for name, groups in card.shares(manifest, what).items():
             shown = ", ".join(f"{one_line(bar.label, 30)} {bar.value}" for bar in groups)
@@ -52,14 +52,16 @@ def print_card(manifest: Json, console: Console) -> None:
             console.print(f"{one_line(identity, _SAMPLE_CHARACTERS)}: {shown}", soft_wrap=True, highlight=False)
 
 
-def _table(rows: list[dict[str, str]]) -> FigureTable:
+def rows_table(rows: list[dict[str, str]]) -> FigureTable:
+    """Return rows of a card as a table."""
     table = FigureTable(*rows[0], figures=[name for name in rows[0] if name not in _WORDS])
     for row in rows:
         table.add_row(*(one_line(value, 60) for value in row.values()))
     return table
 
 
-def _print_bars(bars: list[card.Bar], console: Console) -> None:
+def print_bars(bars: list[card.Bar], console: Console) -> None:
+    """Print a histogram, or what is left after each step."""
     for bar in bars:
         filled = "█" * round(_BAR * bar.share)
         console.print(f"  {bar.label:<28} {filled:<{_BAR}} {bar.value:>12} {bar.note}".rstrip(), soft_wrap=True)

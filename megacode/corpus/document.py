@@ -54,7 +54,11 @@ class Document:
     @classmethod
     def of_line(cls, line: bytes) -> Document:
         """Return the document of a line that `line` made."""
-        row = orjson.loads(line)
+        return cls.of_row(orjson.loads(line))
+
+    @classmethod
+    def of_row(cls, row: dict[str, Any]) -> Document:
+        """Return the document of the object of such a line, which is changed."""
         text, name, parts = row.pop("text"), row.pop("id"), None
         if isinstance(text, list):
             parts = tuple(part if isinstance(part, str) else Control(part["token"]) for part in text)
@@ -99,8 +103,11 @@ class Counts:
         entry.documents += 1
         raw = text.encode(errors="replace")
         entry.bytes += len(raw)
-        # Not the text itself: halves of surrogate pairs could be written to no file.
-        entry.keep([(digest(raw), text[:EXAMPLE_CHARACTERS].encode(errors="replace").decode())])
+        name = digest(raw)
+        # Nearly all are beyond the first three, which costs one comparison.
+        if len(entry.examples) < EXAMPLES or name < max(entry.examples):
+            # Not the text itself: halves of surrogate pairs could be written to no file.
+            entry.keep([(name, text[:EXAMPLE_CHARACTERS].encode(errors="replace").decode())])
 
     def merge(self, other: Counts) -> None:
         """Add the counts of another shard."""

@@ -13,6 +13,7 @@ import signal
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from contextlib import ExitStack, nullcontext
+from pathlib import Path
 from typing import Literal
 
 from megacode.base.child_processes import end_with
@@ -21,18 +22,17 @@ from megacode.base.errors import ConfigError
 from megacode.base.files import Json, read_json
 from megacode.base.progress import bar
 from megacode.base.user_paths import refuse_unwritable
-from megacode.corpus.apply_pass import apply_shard
+from megacode.corpus.apply_pass import apply_shard, count_tokens, is_applied
 from megacode.corpus.contaminated import SuiteItems, benchmark_index, write_items
 from megacode.corpus.decontaminate.index import Index
 from megacode.corpus.machine.source import collect_sources
-from megacode.corpus.manifest import is_complete, write_manifest
+from megacode.corpus.manifest import is_complete, write_manifest, write_tokens
 from megacode.corpus.map_pass import map_shard
 from megacode.corpus.published import PublishedCorpus, published_corpus
 from megacode.corpus.recipe import Recipe
 from megacode.corpus.reduce_pass import reduce_all, refuse_unreduced
 from megacode.corpus.shards import Numbered, open_shards
-from megacode.corpus.tally import TokenCounter
-from megacode.corpus.tokens import encoder
+from megacode.corpus.tokens import card_tokenizer
 from megacode.corpus.work import RecipeWork, prepare, refuse_changed_recipe, settle
 from megacode.data.machine_files import Shard
 
@@ -86,14 +86,15 @@ def run_recipe(
         settle(work, overwrite)
         # Without this, removing map/ and reduce/ to free their space would make the next call start again.
         if is_complete(work):
-            return read_json(work.out.manifest) if published is None else _deliver(work, published, whole)
+            manifest = _counted(work, processes)
+            return manifest if published is None else _deliver(work, published, whole)
         shards = [shard] if shard else work.all_shards()[task.index :: task.count] if task else work.all_shards()
         if only in (None, "map"):
             _each_shard(_map_one, work, [one for one in shards if not work.out.mapped(one).counts.exists()], processes)
         if only == "reduce" or (only is None and whole):
             reduce_all(work)
         if only == "apply" or (only is None and whole):
-            _each_shard(_apply_one, work, [one for one in shards if not work.out.applied(one).exists()], processes)
+            _each_shard(_apply_one, work, [one for one in shards if not is_applied(work, one)], processes)
             return write_manifest(work) if published is None else _deliver(work, published, whole)
         return None
 
@@ -107,7 +108,7 @@ def _deliver(work: RecipeWork, published: PublishedCorpus, whole: bool) -> Json 
         whole: whether this call is the only one; else, of the last tasks of an array, several may come here.
     """
     # Before the claim: whoever holds it must be one that finds all shards done, or nobody would upload.
-    if not all(work.out.applied(shard).exists() for shard in work.all_shards()) and not is_complete(work):
+    if not all(is_applied(work, shard) for shard in work.all_shards()) and not is_complete(work):
         return None
     with ExitStack() as stack:
         try:
@@ -123,6 +124,15 @@ def _deliver(work: RecipeWork, published: PublishedCorpus, whole: bool) -> Json 
             published.publish()
             published.clean()
         return manifest
+
+
+def _counted(work: RecipeWork, processes: int) -> Json:
+    """Return the manifest of a complete corpus, once its tokens are counted with the recipe's tokenizer."""
+    encode, manifest = card_tokenizer(work.recipe.tokenizer), read_json(work.out.manifest)
+    if encode is None or manifest["tokenizer"].get("hash") == encode.hash:
+        return manifest
+    _each_shard(count_tokens, work, [one for one in work.all_shards() if not is_applied(work, one)], processes)
+    return write_tokens(work, manifest)
 
 
 def _ready(
@@ -185,9 +195,9 @@ def _in_pool(parent: int) -> None:
     end_with(parent)
 
 
-# What all shards of a recipe need, made once a process: by the identity of the work.
+# What all shards of a recipe need, made once a process: by the identity of the work, and its directory.
 _benchmarks_of: dict[str, Index | None] = {}
-_for_apply_of: dict[str, tuple[Numbered, TokenCounter | None]] = {}
+_documents_of: dict[tuple[str, Path], Numbered] = {}
 
 
 def _map_one(work: RecipeWork, shard: Shard) -> None:
@@ -197,9 +207,8 @@ def _map_one(work: RecipeWork, shard: Shard) -> None:
 
 
 def _apply_one(work: RecipeWork, shard: Shard) -> None:
-    if work.identity not in _for_apply_of:
+    place = work.identity, work.out.path
+    if place not in _documents_of:
         refuse_unreduced(work)
-        tokenizer = work.recipe.tokenizer
-        encode = encoder(tokenizer) if tokenizer is not None else None
-        _for_apply_of[work.identity] = Numbered(open_shards(work)), encode
-    apply_shard(work, shard, *_for_apply_of[work.identity])
+        _documents_of[place] = Numbered(open_shards(work))
+    apply_shard(work, shard, _documents_of[place], card_tokenizer(work.recipe.tokenizer))

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megacode.data.machine_files import Shard
-
-HELD_OUT = ".held_out"
+from megacode.data.recipe_output import HELD_OUT, MANIFEST
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ class CorpusDir:
     @property
     def manifest(self) -> Path:
         """What the corpus is and what it was made from."""
-        return self.corpus / "manifest.json"
+        return self.corpus / MANIFEST
 
     @property
     def card(self) -> Path:

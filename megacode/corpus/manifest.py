@@ -7,11 +7,12 @@ from megacode.base.errors import DataError
 from megacode.base.files import Json, read_json, write_json, write_text
 from megacode.corpus.card_page import render_card
 from megacode.corpus.document import Counts
-from megacode.corpus.layout import HELD_OUT
 from megacode.corpus.machine.source import collected_counts
 from megacode.corpus.recipe import MACHINE
 from megacode.corpus.tally import Tally
+from megacode.corpus.tokens import card_tokenizer
 from megacode.corpus.work import RecipeWork
+from megacode.data.recipe_output import HELD_OUT
 
 FORMAT = 1
 # The funnel's steps, in the order in which a document meets them.
@@ -44,6 +45,24 @@ def write_manifest(work: RecipeWork) -> Json | None:
     return manifest
 
 
+def write_tokens(work: RecipeWork, manifest: Json) -> Json:
+    """Write the manifest and the card of a complete corpus again, with the tokens of all shards.
+
+    The rest of the manifest stays, since the directories of the other passes may have been removed.
+    """
+    applied = [read_json(work.out.applied(shard)) for shard in work.all_shards()]
+    tallies = {name: _tally(applied, name).as_json() for name in manifest["sources"]}
+    manifest = {**manifest, "sources": tallies, "tokenizer": _tokenizer(work)}
+    write_text(work.out.card, render_card(manifest))
+    write_json(work.out.manifest, manifest)
+    return manifest
+
+
+def _tokenizer(work: RecipeWork) -> Json:
+    encode = card_tokenizer(work.recipe.tokenizer)
+    return {"path": work.recipe.tokenizer, "hash": encode.hash} if encode is not None else {}
+
+
 def _manifest(work: RecipeWork) -> Json:
     applied = [read_json(work.out.applied(shard)) for shard in work.all_shards()]
     for shard, one in zip(work.all_shards(), applied, strict=True):
@@ -63,6 +82,7 @@ def _manifest(work: RecipeWork) -> Json:
         "identity": work.identity,
         "recipe": work.facts["recipe"],
         "rules": work.facts["rules"],
+        "tokenizer": _tokenizer(work),
         "shards": work.shards,
         "inputs": [_input(work, item) for item in work.facts["inputs"]],
         "outputs": outputs,

@@ -115,11 +115,19 @@ def _documents(steps: SourceSteps, came: Came, stretches: list[Stretch]) -> Iter
 
 def _records(steps: SourceSteps, came: Came, stretches: list[Stretch]) -> Iterator[Records]:
     for _, path, part in stretches:
-        for some in read_records(path, part, skip_bad=steps.skip_bad):
+        for some in _read(steps, path, part):
             came.records += len(some.rows)
             came.bad += some.bad
             came.read_bytes += some.read_bytes
             yield some
+
+
+def _read(steps: SourceSteps, path: Path, part: tuple[int, int]) -> Iterator[Records]:
+    whole = steps.whole_files.get(path.suffix)
+    if whole is None:
+        return read_records(path, part, skip_bad=steps.skip_bad)
+    # It belongs to the shard that has its first byte.
+    return iter([whole(path)] if part[0] == 0 else [])
 
 
 def _of_files(steps: SourceSteps, came: Came, stretches: list[Stretch]) -> Iterator[Document]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from megacode.corpus.compared import compared_documents
 from megacode.corpus.document import Counts, Document
 from megacode.corpus.filters import make_filters
 from megacode.corpus.inputs import AGAINST
-from megacode.corpus.kinds import FILE_KINDS, make_file_kind, make_kind
+from megacode.corpus.kinds import FILE_KINDS, WHOLE_FILES, make_file_kind, make_kind
 from megacode.corpus.licences import make_licence_filter
 from megacode.corpus.machine.source import machine_documents
 from megacode.corpus.personal_data import Redactor, make_redactor
@@ -29,6 +29,7 @@ class SourceSteps:
         of_file: makes documents of a whole file; None: the kind takes records.
         rules: the step's name, and what tells why a document is dropped, in order.
         redact: replaces personal data; None: nothing is replaced.
+        whole_files: by their ending, what reads files that are one record each.
         skip_bad: skip records that cannot be read.
         counts: what each step dropped; the kind gives what it cannot use to `counts["kind"]`.
     """
@@ -38,6 +39,7 @@ class SourceSteps:
     rules: list[tuple[str, DropRule]]
     redact: Redactor | None
     skip_bad: bool
+    whole_files: Mapping[str, Callable[[Path], Records]] = field(default_factory=dict)
     counts: dict[str, Counts] = field(default_factory=dict)
 
     def keep(self, document: Document) -> tuple[Document, bytes] | None:
@@ -70,7 +72,7 @@ def source_steps(recipe: Recipe, source: int, scratch: Path) -> SourceSteps:
     """
     counts = {"kind": Counts()}
     if source == AGAINST:
-        return SourceSteps(compared_documents, None, [], None, False, counts)
+        return SourceSteps(compared_documents, None, [], None, False, counts=counts)
     one: RecipeSource = list(recipe.sources.values())[source]
     rules: list[tuple[str, DropRule]] = []
     # Personal data last: what is dropped need not be searched. So examples of dropped documents show it.
@@ -81,6 +83,6 @@ def source_steps(recipe: Recipe, source: int, scratch: Path) -> SourceSteps:
     redact = make_redactor(one.personal_data) if one.personal_data is not None else None
     if one.kind in FILE_KINDS:
         of_file = make_file_kind(one.kind, one.settings, counts["kind"], scratch)
-        return SourceSteps(None, of_file, rules, redact, one.skip_bad, counts)
+        return SourceSteps(None, of_file, rules, redact, one.skip_bad, counts=counts)
     of_records = machine_documents if one.kind == MACHINE else make_kind(one.kind, one.settings, counts["kind"])
-    return SourceSteps(of_records, None, rules, redact, one.skip_bad, counts)
+    return SourceSteps(of_records, None, rules, redact, one.skip_bad, WHOLE_FILES.get(one.kind, {}), counts)

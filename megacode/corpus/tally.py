@@ -31,6 +31,8 @@ Utf8 = bytes
 class TokenCounter(Protocol):
     """The part of a tokenizer that is needed here."""
 
+    hash: str
+
     def __call__(self, texts: Sequence[str]) -> int:
         """Return the number of tokens of some texts."""
 

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
-from megacode.corpus.tally import TokenCounter
 from megacode.data.tokenizer import load_tokenizer, tokenizer_at
 
 
-def encoder(path: str) -> TokenCounter:
-    """Return a function that counts the tokens of texts.
+class CardTokenizer:
+    """Counts the tokens of texts.
 
     Args:
         path: directory with a tokenizer.json, or a SentencePiece .model.
 
+    Attributes:
+        hash: of the tokenizer.
+
     Raises:
         DataError: it cannot be loaded.
     """
-    tokenizer = load_tokenizer(tokenizer_at(path))
 
-    def count(texts: Sequence[str]) -> int:
-        ids, _ = tokenizer.encode_batch(texts)
+    def __init__(self, path: str) -> None:
+        self._tokenizer = load_tokenizer(tokenizer_at(path))
+        self.hash = self._tokenizer.hash
+
+    def __call__(self, texts: Sequence[str]) -> int:
+        """Return the number of tokens of some texts."""
+        ids, _ = self._tokenizer.encode_batch(texts)
         return len(ids)
 
-    return count
+
+@lru_cache(maxsize=2)
+def card_tokenizer(path: str | None) -> CardTokenizer | None:
+    """Return the tokenizer of a recipe; None: it names none."""
+    return CardTokenizer(path) if path is not None else None

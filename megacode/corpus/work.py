@@ -10,6 +10,7 @@ from typing import Any
 from megacode.base.errors import ConfigError, Problem
 from megacode.base.files import Json, digest, read_json, to_json, write_json
 from megacode.corpus.inputs import AGAINST, Input, identify
+from megacode.corpus.kinds import WHOLE_FILES
 from megacode.corpus.layout import CorpusDir
 from megacode.corpus.made_before import discard, refuse_foreign, refuse_own_files
 from megacode.corpus.recipe import MACHINE, Recipe
@@ -126,8 +127,8 @@ def _most_of(path: str) -> int:
 def described(recipe: Recipe) -> Json:
     """Return the settings that results depend on."""
     document = recipe.model_dump(mode="json")
-    # The directory may be moved, and a name changes no document.
-    return {key: value for key, value in document.items() if key not in ("name", "output", "work_dir")}
+    # The directory may be moved, a name changes no document, and a tokenizer is often trained on the corpus itself.
+    return {key: value for key, value in document.items() if key not in ("name", "output", "work_dir", "tokenizer")}
 
 
 def _files(recipe: Recipe, collected: Mapping[str, Path]) -> Iterator[tuple[int, Path]]:
@@ -138,7 +139,8 @@ def _files(recipe: Recipe, collected: Mapping[str, Path]) -> Iterator[tuple[int,
         if source.kind == MACHINE:
             yield from ((number, path) for path in [collected[name]] if path.exists())
         else:
-            yield from ((number, path) for path in find_inputs(source.inputs, f"sources.{name}.inputs"))
+            also = tuple(WHOLE_FILES.get(source.kind, ()))
+            yield from ((number, path) for path in find_inputs(source.inputs, f"sources.{name}.inputs", also=also))
 
 
 def settle(work: RecipeWork, overwrite: bool) -> None:

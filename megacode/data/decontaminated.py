@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megacode.base.files import Json, read_json
-
-MANIFEST = "manifest.json"
+from megacode.data.recipe_output import MANIFEST
 
 
 def decontaminated_inputs(inputs: Sequence[Path]) -> tuple[Json, ...]:

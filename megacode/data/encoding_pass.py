@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -19,7 +19,7 @@ from megacode.data.inputs import read_records, sizes_of
 from megacode.data.journal import Journal
 from megacode.data.preprocess_job import PreprocessJob
 from megacode.data.progress import PassProgress
-from megacode.data.records import Records
+from megacode.data.records import EXAMPLES, Records
 from megacode.data.shuffle import ShuffledWriter
 from megacode.data.texts import Parsed, Texts, texts_of
 from megacode.data.tokenizer import Tokenizer
@@ -68,6 +68,7 @@ class InputPlace:
         part: number of the file's part, see `Shard.parts`.
         done: of this part, see `Records`.
         documents, bad_lines, read_bytes: what all records before this place had.
+        examples: the first three bad lines, in words.
     """
 
     part: int = 0
@@ -75,16 +76,20 @@ class InputPlace:
     documents: int = 0
     bad_lines: int = 0
     read_bytes: int = 0
+    examples: Sequence[str] = ()
 
     # A place is a value of its own: the parsing thread is one chunk ahead of what was written.
     def after(self, part: int, records: Records, parsed: Parsed) -> InputPlace:
         """Return the place after the records that begin here, which are the next ones of a part."""
+        # Only while there are few: naming a line may mean reading the head of its file.
+        more = records.told(parsed.skipped[: max(0, EXAMPLES - len(self.examples))])
         return InputPlace(
             part=part,
             done=records.done,
             documents=self.documents + parsed.documents,
             bad_lines=self.bad_lines + parsed.bad,
             read_bytes=self.read_bytes + records.read_bytes,
+            examples=[*self.examples, *more],
         )
 
 

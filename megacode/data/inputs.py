@@ -12,7 +12,9 @@ from megacode.base.errors import ConfigError, DataError
 from megacode.base.urls import is_url
 from megacode.data import object_listing
 from megacode.data.jsonl import STANDARD_INPUT, read_lines
+from megacode.data.objects import ObjectPath
 from megacode.data.parquet import is_parquet, read_rows
+from megacode.data.recipe_output import MANIFEST, recipe_files
 from megacode.data.records import Records
 
 _LOG = logging.getLogger(__name__)
@@ -22,20 +24,21 @@ _READ = (".jsonl", ".json", ".gz", ".zst", ".zstd", ".parquet")
 _NOT_READ = (".bz2", ".xz", ".lz4", ".zip", ".7z", ".arrow", ".feather", ".orc", ".avro", ".tar", ".tgz")
 
 
-def find_inputs(patterns: Sequence[str], option: str = "--input") -> list[Path]:
+def find_inputs(patterns: Sequence[str], option: str = "--input", *, also: Sequence[str] = ()) -> list[Path]:
     """Return the files that are named: in the order given, those of a glob and below a directory sorted.
 
     Args:
         patterns: files, globs, directories (all files below that can be read, hidden ones left out; links are
-            followed), URLs of all three in object storage, or `-`, which is standard input. What is left out is
-            counted in a warning.
+            followed; of a recipe's directory the files of its sources, without held-out ones), URLs of all three in
+            object storage, or `-`, which is standard input. What is left out is counted in a warning.
         option: that names them, for messages.
+        also: further endings of files that directories are searched for.
 
     Raises:
         DataError: if one matches no file, or one in an unsupported format.
         ConfigError: if two of them name the same file, by whatever path.
     """
-    inputs = [path for pattern in patterns for path in _matches(pattern, option)]
+    inputs = [path for pattern in patterns for path in _matches(pattern, option, also)]
     for path in inputs:
         if path.suffix in _NOT_READ or ".tar" in path.suffixes:
             fix = "decompress it, or convert it to JSON lines or Parquet; .gz and .zst are read directly"
@@ -50,11 +53,11 @@ def find_inputs(patterns: Sequence[str], option: str = "--input") -> list[Path]:
     return inputs
 
 
-def _matches(pattern: str, option: str) -> list[Path]:
+def _matches(pattern: str, option: str, also: Sequence[str]) -> list[Path]:
     if pattern == str(STANDARD_INPUT):
         return [STANDARD_INPUT]
     if is_url(pattern):
-        return _objects(pattern, option)
+        return _objects(pattern, option, also)
     if Path(pattern).is_file():
         return [Path(pattern)]
     names = [pattern] if Path(pattern).is_dir() else sorted(glob.glob(pattern, recursive=True))
@@ -67,7 +70,7 @@ def _matches(pattern: str, option: str) -> list[Path]:
             what = "%s %s matches files and directories, and only the files are read; left out: %s"
             _LOG.warning(what, option, pattern, ", ".join(map(str, missed[:3])) + (", ..." if len(missed) > 3 else ""))
         return files
-    files = [path for directory in directories for path in _files_below(directory)]
+    files = [path for directory in directories for path in _files_below(directory, also)]
     if not files and Path(pattern).exists() and not directories:
         raise DataError(
             "it is not a regular file", f"{option} {pattern}", f"pipe it to the command, and give {option} -"
@@ -78,27 +81,34 @@ def _matches(pattern: str, option: str) -> list[Path]:
     return files
 
 
-def _objects(pattern: str, option: str) -> list[Path]:
+def _objects(pattern: str, option: str, also: Sequence[str]) -> list[Path]:
     found, inside = object_listing.matching(pattern)
     if found:
         if inside:
             what = "%s %s matches objects and directories; %d objects below the directories are left out"
             _LOG.warning(what, option, pattern, len(inside))
         return [*found]
-    readable = _readable(inside, pattern)
+    if any(path.name == MANIFEST for path in inside):
+        made = recipe_files(ObjectPath(pattern.rstrip("/")))
+        if made is not None:
+            return made
+    readable = _readable(inside, pattern, also)
     if not readable:
         fix = "check the bucket and the key; give JSON-lines or Parquet objects, a directory of them, or a quoted glob"
         raise DataError("there is no such object", f"{option} {pattern}", fix)
     return readable
 
 
-def _files_below(directory: Path) -> list[Path]:
-    return _readable(list(_visible_files(directory, set())), str(directory))
+def _files_below(directory: Path, also: Sequence[str]) -> list[Path]:
+    # The manifest and the held-out documents of a recipe lie in one directory with its corpus.
+    if (made := recipe_files(directory)) is not None:
+        return made
+    return _readable(list(_visible_files(directory, set())), str(directory), also)
 
 
-def _readable(visible: Sequence[Path], directory: str) -> list[Path]:
+def _readable(visible: Sequence[Path], directory: str, also: Sequence[str]) -> list[Path]:
     """Return the files of a directory that can be read by their names, and count the others in a warning."""
-    found = sorted(path for path in visible if path.suffix in _READ + _NOT_READ)
+    found = sorted(path for path in visible if path.suffix in (*_READ, *_NOT_READ, *also))
     if len(found) < len(visible):
         other = sorted({path.suffix or path.name for path in visible} - {path.suffix for path in found})
         counts = len(visible) - len(found), ", ".join(other[:5]) + (", ..." if len(other) > 5 else "")

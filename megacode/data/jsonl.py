@@ -22,7 +22,7 @@ import orjson
 from megacode.base.errors import DataError
 from megacode.data.compressed import BrokenStreamError, Stream, decompressed, is_compressed, versions
 from megacode.data.object_reader import read_until
-from megacode.data.records import Records, check_characters, lines_before
+from megacode.data.records import EXAMPLES, Records, SkippedRecord, check_characters, lines_before
 
 CHUNK_BYTES = 4 << 20
 # A longer line is a bad one, and is never held in memory: parsing takes several times its length.
@@ -227,24 +227,27 @@ def _records(chunk: Chunk, columns: Sequence[str] | None, skip_bad: bool) -> Ite
     if bad and not skip_bad:
         if rows:
             yield replace(found, bad=0)
-        raise _bad_line(chunk, *bad[0])
+        raise _bad_line(chunk, bad[0])
+    if bad:
+        found = replace(found, skipped=tuple(bad[:EXAMPLES]))
     yield found
 
 
-def _bad_line(chunk: Chunk, number: int, message: str) -> DataError:
+def _bad_line(chunk: Chunk, bad: SkippedRecord) -> DataError:
+    number, message = bad.line, bad.what
     byte = chunk.offset + sum(len(line) + 1 for line in chunk.data.split(b"\n")[: number - chunk.first_line])
     of = "its contents" if is_compressed(chunk.path) else "the file"
     return DataError(f"{message} (the line begins at byte {byte:,} of {of})", chunk.place(number), _FIX)
 
 
-_Parsed = tuple[list[dict[str, Any]], list[int], list[tuple[int, str]]]
+_Parsed = tuple[list[dict[str, Any]], list[int], list[SkippedRecord]]
 
 
 def _parse(chunk: Chunk, columns: Sequence[str] | None, skip_bad: bool) -> _Parsed:
     """Return the objects of a chunk, their line numbers, and the bad lines with what is wrong; the first, or all."""
     if chunk.too_long:
         what = f"the line is longer than {LONGEST_LINE:,} bytes"
-        return [], [], [(chunk.first_line, what)]
+        return [], [], [SkippedRecord.of(chunk.first_line, what)]
     lines = chunk.data.split(b"\n")
     # A key may stand twice in one object, and orjson takes the last.
     keys = {_as_key(name) for key in columns or () for name in (key, *key.split("."))}
@@ -265,7 +268,7 @@ def _parse(chunk: Chunk, columns: Sequence[str] | None, skip_bad: bool) -> _Pars
 def _parse_one_by_one(chunk: Chunk, columns: Sequence[str] | None, keys: set[bytes], skip_bad: bool) -> _Parsed:
     rows: list[dict[str, Any]] = []
     numbers: list[int] = []
-    bad: list[tuple[int, str]] = []
+    bad: list[SkippedRecord] = []
     for number, line in enumerate(chunk.data.split(b"\n"), chunk.first_line):
         if not line or line.isspace():
             continue
@@ -273,7 +276,7 @@ def _parse_one_by_one(chunk: Chunk, columns: Sequence[str] | None, keys: set[byt
             rows.append(_row(line, columns, keys))
             numbers.append(number)
         except ValueError as error:
-            bad.append((number, str(error)))
+            bad.append(SkippedRecord.of(number, str(error), line))
             if not skip_bad:
                 break
     return rows, numbers, bad
@@ -308,7 +311,7 @@ def read_objects(path: Path) -> Iterator[tuple[int, bytes]]:
         raise DataError("there is no such file", str(path), "give a JSON-lines file")
     for chunk in read_chunks(path):
         if chunk.too_long:
-            raise _bad_line(chunk, *_parse(chunk, (), False)[2][0])
+            raise _bad_line(chunk, _parse(chunk, (), False)[2][0])
         for number, line in enumerate(chunk.data.split(b"\n"), chunk.first_line):
             if line and not line.isspace():
                 yield number, line

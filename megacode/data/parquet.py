@@ -22,7 +22,7 @@ from megacode.base.errors import DataError
 from megacode.data.object_ranges import RangeServer
 from megacode.data.objects import ObjectPath
 from megacode.data.parquet_child import UNSUITABLE
-from megacode.data.records import Records
+from megacode.data.records import EXAMPLES, Records, SkippedRecord
 
 MEMORY_BYTES = 4 << 30  # of address space; pyarrow alone takes 0.2 GiB
 _CHILD = Path(__file__).with_name("parquet_child.py")
@@ -65,7 +65,8 @@ def read_rows(
                     yield Records(path, facts["row"], rows[: len(before)], before, 0, done=bad[0][0] - 1)
                 where = f"in the row group of bytes {facts['begin']:,} to {facts['end']:,}"
                 raise DataError(f"{bad[0][1]} ({where})", f"{path}:{bad[0][0]}", _SKIP)
-            yield Records(path, facts["row"], rows, lines, facts["bytes"], len(bad), done=last)
+            skipped = tuple(SkippedRecord.of(number, what) for number, what in bad[:EXAMPLES])
+            yield Records(path, facts["row"], rows, lines, facts["bytes"], len(bad), done=last, skipped=skipped)
         child.check(path)
 
 

@@ -36,6 +36,7 @@ from megacode.data.journal import Journal, UnfinishedError
 from megacode.data.jsonl import STANDARD_INPUT, cut_by
 from megacode.data.manifest import Manifest
 from megacode.data.preprocess_job import STATES, PreprocessJob, deciding, states_of
+from megacode.data.progress import tell_skipped
 from megacode.data.published_set import PublishedSet
 from megacode.data.publishing import WORK_DIR
 from megacode.data.texts import texts_of
@@ -211,7 +212,8 @@ def _publish(
 ) -> dict[str, Manifest]:
     """Give the finished files their names and write the manifests; after a kill it is simply done again."""
     assert journal.record is not None
-    bad_lines = journal.record["place"]["bad_lines"]
+    place = journal.record["place"]
+    bad_lines = place["bad_lines"]
     facts = {
         "tokenizer": tokenizer.facts(),
         "append_eod": job.append_eod,
@@ -232,7 +234,7 @@ def _publish(
         writer.publish()
         made[key] = _manifest(job.prefix(key), dtype, finished["documents"], hashes, facts)
     if bad_lines:
-        _LOG.warning("%d bad lines were skipped", bad_lines)
+        tell_skipped("", bad_lines, place.get("examples", []))
     if not job.append_eod:
         _LOG.warning("documents have no end-of-document token, so a run reads them as one text; --append-eod adds it")
     return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
@@ -59,3 +60,15 @@ class PassProgress:
         share = f"{100 * self.bytes / self._total:.0f} % of the input" if self._total else format_bytes(self.bytes)
         rates = f"{format_count(round(self.documents / seconds))} documents/s, {format_bytes(self.bytes / seconds)}/s"
         _LOG.info("%s documents, %s (%s)", format_count(self.documents), share, rates)
+
+
+def tell_skipped(of: str, count: int, examples: Sequence[str]) -> None:
+    """Log how many bad records were skipped, and some of them.
+
+    Args:
+        of: what they were in, as the beginning of the message.
+        count: how many.
+        examples: some of them, in words.
+    """
+    shown = "".join(f"\n    {one}" for one in examples)
+    _LOG.warning("%sskipped %s bad records; the first of them: %s", of, f"{count:,}", shown)

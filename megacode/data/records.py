@@ -9,7 +9,30 @@ from pathlib import Path
 from typing import Any
 
 _BLOCK_BYTES = 4 << 20
+_HEAD = 60  # of a skipped record
+EXAMPLES = 3  # of skipped records, that are told
 _ABSENT = object()
+
+
+@dataclass(frozen=True)
+class SkippedRecord:
+    """A bad record that was skipped.
+
+    Attributes:
+        line: its line or row, counted as `Records.lines` are.
+        what: what is wrong with it.
+        head: its beginning, as Python writes a text, so that nothing in it moves the cursor; empty: it has none.
+    """
+
+    line: int
+    what: str
+    head: str = ""
+
+    @staticmethod
+    def of(line: int, what: str, raw: bytes | str = b"") -> SkippedRecord:
+        """Return it with the beginning of what the file holds there."""
+        text = raw[:_HEAD].decode(errors="replace") if isinstance(raw, bytes) else raw[:_HEAD]
+        return SkippedRecord(line, what, repr(text) if text else "")
 
 
 @dataclass(frozen=True)
@@ -25,6 +48,7 @@ class Records:
         bad: bad records that were skipped.
         counted_from: where counting lines began, in bytes of the file; 0 unless numbers were not asked for.
         done: what `inputs.read_records` takes to continue after them.
+        skipped: the first three of the bad ones.
     """
 
     path: Path
@@ -35,6 +59,11 @@ class Records:
     bad: int = 0
     counted_from: int = 0
     done: int = 0
+    skipped: tuple[SkippedRecord, ...] = ()
+
+    def told(self, skipped: Sequence[SkippedRecord]) -> list[str]:
+        """Return some skipped records in words; the head of the file may be read to number their lines."""
+        return [f"{self.place(one.line)}: {one.what}{': ' * bool(one.head)}{one.head}" for one in skipped]
 
     def place(self, line: int) -> str:
         """Return one of `lines` as `file:line` of the whole file, whose head is read for it where it must be."""

@@ -14,7 +14,7 @@ import logging
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
@@ -23,13 +23,16 @@ import xxhash
 from megacode.base.errors import ConfigError, DataError
 from megacode.base.units import format_bytes
 from megacode.data.inputs import find_inputs, read_records, sizes_of
-from megacode.data.progress import PassProgress
+from megacode.data.progress import PassProgress, tell_skipped
+from megacode.data.records import EXAMPLES
 from megacode.data.texts import Texts, texts_of
 
 _LOG = logging.getLogger(__name__)
 HELD_OUT = Fraction(1, 20)
 HELD_OUT_BYTES = 2_000_000  # of each source, so that measuring takes about a second however large it is
 _KEYS = 1 << 64
+# Recipes hold documents out by a hash with the plain seed. With these keys nothing that they keep would be held out.
+_OWN = 0x746F6B656E697A65
 _TRAINED_FROM = math.ceil(HELD_OUT * _KEYS)
 _WEIGHT = re.compile(r"\d{1,9}(\.\d{1,12})?|\.\d{1,12}", re.ASCII)
 _FORM = "write for example --source code=0.5:'code/*.jsonl.zst'"
@@ -108,6 +111,7 @@ class Drawn:
         held_out: texts to measure, by key.
         held_out_bytes: of these.
         bad: records that were skipped.
+        examples: three of them, in words.
     """
 
     source: TextSource
@@ -118,6 +122,7 @@ class Drawn:
     held_out: Sequence[Text] = ()
     held_out_bytes: int = 0
     bad: int = 0
+    examples: list[str] = field(default_factory=list)
 
 
 class SmallestKeys:
@@ -188,7 +193,7 @@ def draw(
             share = math.floor(max_bytes * source.weight / total) if total else 0
             drawn, training, held_out = Drawn(source), SmallestKeys(share), SmallestKeys(held_out_bytes)
             for text in _documents(paths, keys, skip_bad, drawn, progress):
-                key = xxhash.xxh3_64_intdigest(b"\0".join(text), seed % _KEYS)
+                key = xxhash.xxh3_64_intdigest(b"\0".join(text), (seed + _OWN) % _KEYS)
                 (held_out if key < _TRAINED_FROM else training).offer(key, text)
             if not drawn.documents:
                 what = f"{source.called} contains no text"
@@ -205,7 +210,7 @@ def draw(
 
 def _tell(drawn: Drawn) -> None:
     if drawn.bad:
-        _LOG.warning("%s: skipped %s bad records", drawn.source.called, f"{drawn.bad:,}")
+        tell_skipped(f"{drawn.source.called}: ", drawn.bad, drawn.examples)
     if not drawn.held_out:
         what = "%s: none of its %s documents is held out, so its bytes per token are not measured"
         _LOG.warning(what, drawn.source.called, f"{drawn.documents:,}")
@@ -261,6 +266,7 @@ def _documents(
         for records in read_records(path, columns=keys, skip_bad=skip_bad, numbered=False):
             parsed = texts_of(records, keys, skip_bad)
             drawn.bad += parsed.bad
+            drawn.examples += records.told(parsed.skipped[: max(0, EXAMPLES - len(drawn.examples))])
             progress.advance(parsed.documents, records.read_bytes)
             for columns in zip(*map(_by_document, parsed.texts.values()), strict=True):
                 text = tuple(part.encode() for column in columns for part in column if part)

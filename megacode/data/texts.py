@@ -17,7 +17,7 @@ import numpy as np
 from megacode.base.errors import DataError
 from megacode.data.document_ids import Ids
 from megacode.data.encoders import Encoded
-from megacode.data.records import Records, field_of, text_of, value_in
+from megacode.data.records import EXAMPLES, Records, SkippedRecord, field_of, text_of, value_in
 
 
 @dataclass(frozen=True)
@@ -130,11 +130,13 @@ class Parsed:
         texts: by key.
         ids: of the documents; None: they were not asked for.
         bad: records that were skipped.
+        skipped: the first three of them, as `Records.skipped` has them.
     """
 
     texts: dict[str, Texts]
     ids: Ids | None
     bad: int
+    skipped: tuple[SkippedRecord, ...] = ()
 
     @property
     def documents(self) -> int:
@@ -162,7 +164,7 @@ def texts_of(records: Records, keys: Sequence[str], skip_bad: bool = False, id_k
     except ValueError:
         # The slow path finds out which record it is.
         return _texts_one_by_one(records, keys, skip_bad, id_key)
-    return Parsed(texts, ids, records.bad)
+    return Parsed(texts, ids, records.bad, records.skipped)
 
 
 def _column(values: list[Any], key: str) -> Texts:
@@ -175,7 +177,7 @@ def _column(values: list[Any], key: str) -> Texts:
 def _texts_one_by_one(records: Records, keys: Sequence[str], skip: bool, id_key: str | None) -> Parsed:
     documents: dict[str, list[list[Part]]] = {key: [] for key in keys}
     ids: list[str] = []
-    bad = records.bad
+    bad, own = records.bad, list[SkippedRecord]()
     for row, line in zip(records.rows, records.lines, strict=True):
         try:
             parts = {key: parts_of(value_in(row, key), key) for key in keys}
@@ -186,7 +188,11 @@ def _texts_one_by_one(records: Records, keys: Sequence[str], skip: bool, id_key:
                 fix = "fix the line, or use --skip-bad-lines to skip and count such lines"
                 raise DataError(str(error), records.place(line), fix) from None
             bad += 1
+            if len(own) < EXAMPLES:
+                own.append(SkippedRecord.of(line, str(error), json.dumps(row, ensure_ascii=False, default=str)))
             continue
         for key, document in parts.items():
             documents[key].append(document)
-    return Parsed({key: Texts.of(column) for key, column in documents.items()}, Ids.of(ids) if id_key else None, bad)
+    texts = {key: Texts.of(column) for key, column in documents.items()}
+    skipped = sorted([*records.skipped, *own], key=lambda one: one.line)
+    return Parsed(texts, Ids.of(ids) if id_key else None, bad, tuple(skipped[:EXAMPLES]))

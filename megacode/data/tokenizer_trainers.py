@@ -8,30 +8,31 @@ pattern of Qwen2, which the fast encoder knows.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from megacode.base.errors import DataError
-from megacode.base.files import write_json
+from megacode.base.files import Json, write_json
 from megacode.data.reserved_tokens import END
 from megacode.data.text_draws import Text
 
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_BYTES = 256
 _UNKNOWN_SIGN = "\u2585"
 
 
-def train_huggingface(texts: Sequence[Text], vocab_size: int, reserved: Sequence[str], directory: Path) -> None:
+def train_huggingface(texts: Sequence[Text], directories: Mapping[int, Path], reserved: Sequence[str]) -> None:
     """Write `tokenizer.json` and `tokenizer_config.json`; the end of document is id 0, then come the reserved tokens.
 
     Args:
         texts: to train on. The result does not depend on their order.
-        vocab_size: wanted; fewer tokens are made if the texts do not yield as many.
+        directories: to write to, by the vocabulary size wanted; there are fewer tokens if the texts do not yield them.
         reserved: control tokens.
-        directory: to write to.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -45,35 +46,59 @@ def train_huggingface(texts: Sequence[Text], vocab_size: int, reserved: Sequence
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=max(directories),
         special_tokens=[END, *reserved],
         # All 256 bytes, so that no text is ever unknown, whatever the training input lacked.
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(_decoded(texts), trainer)
-    tokenizer.save(str(directory / "tokenizer.json"))
+    # BPE is greedy: a smaller vocabulary is made of the first merges of a larger one, so counting words once is enough.
+    whole = json.loads(tokenizer.to_str())
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **dict.fromkeys(("bos_token", "eos_token", "pad_token"), END),
         "additional_special_tokens": list(reserved),
         "clean_up_tokenization_spaces": False,
     }
-    write_json(directory / "tokenizer_config.json", config)
+    for vocab_size, directory in directories.items():
+        Tokenizer.from_str(json.dumps(_first_tokens(whole, vocab_size))).save(str(directory / "tokenizer.json"))
+        write_json(directory / "tokenizer_config.json", config)
 
 
-def train_sentencepiece(texts: Sequence[Text], vocab_size: int, reserved: Sequence[str], directory: Path) -> None:
+def _first_tokens(whole: Json, vocab_size: int) -> Json:
+    """Return a BPE tokenizer's document with its first tokens, as training with this size would have ended."""
+    model = whole["model"]
+    vocabulary = {token: number for token, number in model["vocab"].items() if number < vocab_size}
+    # Ids are given in order: control tokens, the 256 bytes, then what the merges make.
+    known = {token for token, number in model["vocab"].items() if number < len(whole["added_tokens"]) + _BYTES}
+    merges = []
+    for first, second in model["merges"]:
+        # Two merges may make one token, so merges are not counted but what they make.
+        if len(known) >= vocab_size:
+            break
+        known.add(first + second)
+        merges.append([first, second])
+    return {**whole, "model": {**model, "vocab": vocabulary, "merges": merges}}
+
+
+def train_sentencepiece(texts: Sequence[Text], directories: Mapping[int, Path], reserved: Sequence[str]) -> None:
     """Write `tokenizer.model`; unknown, begin and end are ids 0 to 2, then come the reserved tokens.
 
     Args:
         texts: to train on. The result does not depend on their order.
-        vocab_size: wanted.
+        directories: to write to, by the vocabulary size wanted.
         reserved: control tokens.
-        directory: to write to.
 
     Raises:
         DataError: the texts do not yield as many tokens.
     """
+    # Single characters come last in these models, so a smaller vocabulary is not the head of a larger one.
+    for vocab_size, directory in directories.items():
+        (directory / "tokenizer.model").write_bytes(_sentencepiece(texts, vocab_size, reserved))
+
+
+def _sentencepiece(texts: Sequence[Text], vocab_size: int, reserved: Sequence[str]) -> bytes:
     import sentencepiece
 
     model = io.BytesIO()
@@ -102,7 +127,7 @@ def train_sentencepiece(texts: Sequence[Text], vocab_size: int, reserved: Sequen
     except RuntimeError as error:
         fix = "use a smaller --vocab-size, or more text"
         raise DataError(f"sentencepiece cannot learn {vocab_size} tokens: {error}", "--vocab-size", fix) from None
-    (directory / "tokenizer.model").write_bytes(model.getvalue())
+    return model.getvalue()
 
 
 def _decoded(texts: Iterable[Text]) -> Iterator[str]:

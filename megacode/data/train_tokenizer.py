@@ -6,7 +6,8 @@ texts are sorted by their keys. (Measured: `tokenizers` and `sentencepiece` give
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -61,45 +62,95 @@ def train_tokenizer(
     reserve: Sequence[str] = ("fim",),
     skip_bad: bool = False,
 ) -> TrainedTokenizer:
-    """Train a tokenizer and write it: `output/tokenizer.json` and its config, or `output/tokenizer.model`.
+    """Train a tokenizer of one size; arguments and errors as of `train_tokenizers`."""
+    sizes = {vocab_size: output}
+    return train_tokenizers(
+        kind, inputs, sizes, keys, max_bytes, overwrite, seed=seed, reserve=reserve, skip_bad=skip_bad
+    )[0]
+
+
+def train_tokenizers(
+    kind: str,
+    inputs: Sequence[str] | Sequence[TextSource],
+    outputs: Mapping[int, Path],
+    keys: Sequence[str] = ("text",),
+    max_bytes: int = DEFAULT_BYTES,
+    overwrite: bool = False,
+    *,
+    seed: int = 0,
+    reserve: Sequence[str] = ("fim",),
+    skip_bad: bool = False,
+) -> list[TrainedTokenizer]:
+    """Train tokenizers of several sizes on the same texts, and write them: `tokenizer.json`, or `tokenizer.model`.
+
+    The input is read once. Each tokenizer has the bytes that it would have if it were trained alone.
 
     Args:
         kind: `huggingface` or `sentencepiece`.
         inputs: paths and globs, which are one source; or several sources.
-        vocab_size: tokens, special ones included.
-        output: directory, written whole or not at all.
+        outputs: directories by the number of tokens, special ones included; all are written whole, or none is.
         keys: of records, that hold text.
         max_bytes: of text to train on, of all sources together.
-        overwrite: replace a tokenizer that is there already.
+        overwrite: replace tokenizers that are there already.
         seed: decides which documents are drawn and held out.
         reserve: groups of control tokens, and tokens.
         skip_bad: skip and count records that cannot be read.
 
     Raises:
-        ConfigError: if the vocabulary is too small for the 256 bytes, all weights are 0, `output` holds a tokenizer or
-            anything else, lies inside an input, or cannot be written.
+        ConfigError: if a vocabulary is too small for the 256 bytes, all weights are 0, an output holds a tokenizer or
+            anything else, lies inside an input or another output, or cannot be written.
         DataError: if an input cannot be read, a source has no text, or all are too small for the vocabulary.
         VerificationError: if encoding and decoding changes a text.
     """
     sources = [item for item in inputs if isinstance(item, TextSource)]
     sources = sources or sources_of([str(item) for item in inputs], [])
     reserved = reserved_tokens(reserve)
-    _check(sources, vocab_size, len(reserved), max_bytes, output)
-    with claimed(output, "--output"):
-        refuse_existing([output / name for name in _WRITTEN], overwrite, "--output")
+    for vocab_size, output in outputs.items():
+        _check(sources, vocab_size, len(reserved), max_bytes, output)
+    _refuse_nested(list(outputs.values()))
+    with ExitStack() as stack:
+        # Sorted, so that two commands never wait for each other.
+        for output in sorted(outputs.values()):
+            stack.enter_context(claimed(output, "--output"))
+        refuse_existing([output / name for output in outputs.values() for name in _WRITTEN], overwrite, "--output")
         drawn = draw(sources, keys, max_bytes, seed, skip_bad=skip_bad)
-        texts = [text for source in drawn for text in source.training]
-        with atomic_path(output) as directory, bar(f"training {vocab_size} tokens"):
+        facts = {"seed": seed, "keys": list(keys), "max_bytes": max_bytes, "reserved": list(reserved)}
+        made = _train(kind, drawn, outputs, facts)
+    return made
+
+
+def _train(kind: str, drawn: list[Drawn], outputs: Mapping[int, Path], facts: dict[str, Any]) -> list[TrainedTokenizer]:
+    """Train on what was drawn, check and measure each tokenizer, and publish all of them at the end."""
+    texts = [text for source in drawn for text in source.training]
+    train = train_huggingface if kind == "huggingface" else train_sentencepiece
+    found = []
+    with ExitStack() as stack:
+        directories = {size: stack.enter_context(atomic_path(output)) for size, output in outputs.items()}
+        stack.enter_context(bar(f"training {', '.join(map(str, outputs))} tokens"))
+        for directory in directories.values():
             directory.mkdir()
-            train = train_huggingface if kind == "huggingface" else train_sentencepiece
-            train(texts, vocab_size, reserved, directory)
+        train(texts, directories, facts["reserved"])
+        for vocab_size, directory in directories.items():
             tokenizer = _load(kind, directory)
-            _prove(tokenizer, texts, vocab_size, len(reserved))
+            _prove(tokenizer, texts, vocab_size, len(facts["reserved"]))
             measured = measure(tokenizer, drawn)
-            facts = {"seed": seed, "keys": list(keys), "max_bytes": max_bytes, "reserved": list(reserved)}
             write_json(directory / TRAINING, _record(facts, measured, drawn))
-    made = _load(kind, output)
-    return TrainedTokenizer(made, drawn, replace(measured, tokenizer=made))
+            found.append(measured)
+    loaded = [_load(kind, output) for output in outputs.values()]
+    return [
+        TrainedTokenizer(one, drawn, replace(measured, tokenizer=one))
+        for one, measured in zip(loaded, found, strict=True)
+    ]
+
+
+def _refuse_nested(outputs: Sequence[Path]) -> None:
+    """Refuse one directory for two tokenizers, or one inside another: each is replaced as a whole."""
+    places = [output.resolve() for output in outputs]
+    for number, place in enumerate(places):
+        others = places[:number] + places[number + 1 :]
+        if any(other in (place, *place.parents) for other in others):
+            what = f"{outputs[number]} is, or lies in, the directory of another tokenizer"
+            raise ConfigError(what, "--output", "give each vocabulary size a directory of its own")
 
 
 def _check(sources: Sequence[TextSource], vocab_size: int, reserved: int, max_bytes: int, output: Path) -> None:

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
 from megacode.corpus.document import Control
+from megacode.corpus.engine import run_recipe
+from megacode.corpus.recipe import read_recipe
+from megacode.data.machine_files import Shard
 from tests.corpus.records import documents_of
 
 START, TEXT, CODE, OUTPUT, EMPTY = (
@@ -132,3 +137,42 @@ JSON = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=4) | st.dicti
 def test_no_notebook_breaks_the_reader(notebook: object) -> None:
     documents, dropped = documents_of("notebooks", row(notebook), languages=[])
     assert len(documents) + sum(dropped.values()) == 1
+
+
+@pytest.mark.parametrize("pattern", ["", "/**/*.ipynb"])
+def test_files_of_notebooks_are_inputs_and_broken_ones_are_counted(pattern: str, tmp_path: Path) -> None:
+    raw = tmp_path / "raw files"
+    (raw / "deep").mkdir(parents=True)
+    (raw / ".ipynb_checkpoints").mkdir()
+    third = {"nbformat": 3, "metadata": {}, "worksheets": [{"cells": [
+        {"cell_type": "code", "language": "python", "input": ["print 1"], "outputs": []}]}]}  # fmt: skip
+    files = {
+        "a.ipynb": b"\xef\xbb\xbf" + json.dumps(V4, indent=1).encode(), "deep/b.ipynb": json.dumps(third).encode(),
+        "cut.ipynb": json.dumps(V4).encode()[:-9], "empty.ipynb": b"", "list.ipynb": b"[1]",
+        "latin.ipynb": json.dumps(V4).replace("Title", "Titl\xe9").encode("latin-1"),
+        ".ipynb_checkpoints/a.ipynb": json.dumps(V4).encode(),
+    }  # fmt: skip
+    for name, data in files.items():
+        (raw / name).write_bytes(data)
+    source = {"kind": "notebooks", "inputs": f"{raw}{pattern}"}
+    for count in (1, 3):
+        output = tmp_path / f"out {count}"
+        recipe = read_recipe({"name": "n", "output": str(output), "sources": {"s": source}}, "r")
+        for index in range(count):
+            run_recipe(recipe, "c", shard=Shard(index, count), only="map")
+        manifest = run_recipe(recipe, "c")
+        assert manifest is not None
+        lines = b"".join(
+            zstandard.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True).read()
+            for path in sorted(output.glob("corpus/s/*"))
+        )
+        documents = [json.loads(line) for line in lines.splitlines()]
+        assert [one["id"] for one in documents] == [f"{raw}/a.ipynb", f"{raw}/deep/b.ipynb"]
+        assert documents[0]["text"] == [part if isinstance(part, str) else {"token": part.token} for part in PARTS]
+        funnel = manifest["funnel"]["s"]
+        # An empty file holds no record.
+        dropped = {reason: row["documents"] for reason, row in funnel["steps"]["kind"].items()}
+        assert (funnel["records"], dropped.pop("not JSON"), dropped.pop("not a notebook")) == (5, 1, 1)
+        assert list(dropped.values()) == [1]
+        examples = [text for row in funnel["steps"]["kind"].values() for text in row["examples"].values()]
+        assert any(text.startswith(f"{raw}/cut.ipynb: {{") for text in examples)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from megacode.base.errors import ConfigError
-from megacode.base.sandbox import SandboxLimits, run_program
+from megacode.base.sandbox import Sandbox, SandboxLimits, run_program
 from megacode.corpus.kinds.synthetic import _emptied, reason_to_drop
 from tests.corpus.records import documents_of
 
@@ -37,12 +37,14 @@ LIMITS = SandboxLimits(wall_seconds=20, cpu_seconds=1, memory_bytes=256 << 20, p
     ],
 )
 def test_a_solution_is_dropped_for_its_reason(solution: str, tests: str, reason: str | None) -> None:
-    assert reason_to_drop(solution, tests, LIMITS) == reason
+    with Sandbox() as sandbox:
+        assert reason_to_drop(sandbox, solution, tests, LIMITS) == reason
 
 
 def test_a_program_that_waits_is_timed_out() -> None:
     limits = SandboxLimits(wall_seconds=0.5)
-    assert reason_to_drop("import time\ndef f():\n    time.sleep(60)\n", "f()", limits) == "timed out"
+    with Sandbox() as sandbox:
+        assert reason_to_drop(sandbox, "import time\ndef f():\n    time.sleep(60)\n", "f()", limits) == "timed out"
 
 
 def test_an_emptied_solution_keeps_names_and_loses_bodies() -> None:

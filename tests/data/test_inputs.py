@@ -292,3 +292,25 @@ def test_preprocessing_reads_standard_input_whole_or_not_at_all(
     assert made[0] == made[1] != b""
     assert script("preprocess", "tools/preprocess_data.py", [*given, "--shard", "0/2"]) == 2
     assert "standard input cannot be divided into shards" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz"])
+@pytest.mark.parametrize("size", [40, 1 << 20])
+def test_skipped_records_are_told_with_their_places(tmp_path: Path, monkeypatch, ending: str, size: int) -> None:
+    good = '{"text": "good"}\n'
+    lines = [good, "{broken\n", good, '{"text": 3, "more": "\u202e"}\n', "[1]\n", good, "x\n", '{"title": 1}\n']
+    path = pack(tmp_path / f"a.{ending}", "".join(lines).encode())
+    monkeypatch.setattr(jsonl, "CHUNK_BYTES", size)
+    told: list[str] = []
+    parts = [(0, 50), (50, path.stat().st_size)] if ending == "jsonl" else [None]
+    for part in parts:
+        for records in read_records(path, part, skip_bad=True, columns=["text"], numbered=False):
+            parsed = texts_of(records, ["text"], skip_bad=True)
+            assert len(parsed.skipped) == min(3, parsed.bad)
+            told += records.told(parsed.skipped)
+    by_line = {int(one.split(":")[1]): one.partition(": ")[2] for one in told}
+    # Numbers are those of the whole file, also where it was entered in its middle.
+    assert set(by_line) == ({2, 4, 5} if parts == [None] and size > 40 else {2, 4, 5, 7, 8})
+    assert by_line[2].startswith("the line is not JSON")
+    assert by_line[2].endswith(": '{broken'")
+    assert not [one for one in told if "\u202e" in one]

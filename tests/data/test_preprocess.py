@@ -159,7 +159,9 @@ def test_bad_lines_are_skipped_and_counted_if_asked(huggingface, tmp_path, caplo
     )
     made = preprocess(job)["text"]
     assert (made.documents, made.bad_lines) == (3, len(BAD) + 1)
-    assert "8 bad lines were skipped" in caplog.text
+    assert f"skipped {len(BAD) + 1} bad records" in caplog.text
+    # Three of them, with their places.
+    assert [f"{source}:{number}: " in caplog.text for number in (2, 3, 4, 5)] == [True, True, True, False]
 
 
 def test_an_old_set_stays_whole_when_a_new_one_fails(corpus, huggingface, tmp_path):

@@ -221,7 +221,7 @@ def test_a_vocabulary_without_room_for_the_reserved_tokens_is_refused(corpus, tm
 
 def test_tables_are_whole_at_80_columns(huggingface, corpus, tmp_path) -> None:
     long = "a-name-much-longer-than-any-column-of-80-would-like"
-    (tmp_path / "b.jsonl").write_text('{"text": "alone"}\n')
+    (tmp_path / "b.jsonl").write_text('{"text": "alone here"}\n')
     drawn = draw(sources_of([], [f"{long}=0.333333333:{corpus}", f"b=1:{tmp_path}/b.jsonl"]), ["text"], 0, 0)
     measured = measure(load_tokenizer(huggingface), drawn)
     rate = f"{measured.bytes_per_token[long]:.3f}"
@@ -233,7 +233,7 @@ def test_tables_are_whole_at_80_columns(huggingface, corpus, tmp_path) -> None:
         return console.file.getvalue()
 
     comparison = shown(lambda console: show_comparison(drawn, [measured] * 5, console))
-    training = shown(lambda console: show_training(drawn, measured, console))
+    training = shown(lambda console: show_training(drawn, [measured], console))
     for page, times in ((comparison, 5), (training, 1)):
         assert max(map(len, page.splitlines())) <= 80
         assert "…" not in page

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import yaml
 
 from megacode.base.errors import ConfigError
 from megacode.base.files import write_json
+from megacode.cli.data import script
 from megacode.corpus.decontaminate import Benchmark
 from megacode.data import manifest as manifests
 from megacode.data.decontaminated import _outputs, common_suites, decontaminated_inputs
@@ -172,3 +174,35 @@ def test_merged_data_sets_are_decontaminated_against_what_all_parts_are() -> Non
     )
     assert common_suites([[first], []]) == ()
     assert common_suites([[first]]) == (first,)
+
+
+@pytest.mark.slow
+def test_a_recipe_drops_what_holds_items_of_lm_evals_own_tasks_and_names_those_without_data(
+    to_code_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    to_code_data.write_data_sets(tmp_path, 3)
+    for name, tasks in (("known", ["hellaswag", "boolq"]), ("unknown", ["hellaswag", "lambada_openai", "gsm8k"])):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({"tasks": tasks}))
+    leaked = "Some words before. Walking: a man sees a cat; he takes the cat! And some words behind."
+    texts = [leaked, *(f"page {number} is about the number {number} and nothing else at all" for number in range(20))]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    recipe = {"name": "x", "output": "out", "sources": {"s": {"kind": "text", "inputs": "in.jsonl"}}}
+
+    def run(suite: str) -> int:
+        (tmp_path / "r.yaml").write_text(yaml.safe_dump({**recipe, "decontaminate": {"suites": [suite]}}))
+        return script("corpus", "corpus", ["r.yaml"])
+
+    assert run("unknown.yaml") == 2
+    said = " ".join(capfd.readouterr().err.split())
+    assert "task lambada_openai: a task's data cannot be loaded" in said
+    assert "task gsm8k: a task's data cannot be loaded" in said
+    assert "task hellaswag" not in said
+    assert not (tmp_path / "out/corpus").exists()
+    assert run("known.yaml") == 0
+    manifest = json.loads((tmp_path / "out/corpus/manifest.json").read_text())
+    (suite,) = manifest["contamination"]["suites"]
+    assert {task: row["items"] for task, row in suite["tasks"].items()} == {"hellaswag": 3, "boolq": 3}
+    assert manifest["contamination"]["documents"] == suite["tasks"]["hellaswag"]["documents"] == 1
+    assert manifest["sources"]["s"]["documents"] == len(texts) - 1

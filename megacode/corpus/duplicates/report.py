@@ -46,7 +46,7 @@ def duplicates_report(found: Duplicates, threshold: float, tiers_of: TiersOf, te
         "documents": len(found.why),
         "dropped": {name: int(count) for name, count in list(zip(REASONS, reasons, strict=True))[1:]},
         "between": _between(tiers_of(dropped), tiers_of(roots)),
-        "clusters": {"number": len(kept), "sizes": _histogram(sizes)},
+        "clusters": {"number": len(kept), "sizes": cluster_sizes(sizes)},
         "largest": [_cluster(found, int(kept[one]), np.flatnonzero(roots == kept[one]), texts_of) for one in largest],
         "compared": found.compared,
         "threshold": threshold,
@@ -61,7 +61,7 @@ def _between(dropped: npt.NDArray[Any], kept: npt.NDArray[Any]) -> list[Json]:
     return [{"dropped_tier": first, "kept_tier": second, "documents": count} for (first, second), count in rows]
 
 
-def _histogram(sizes: npt.NDArray[np.int64]) -> list[Json]:
+def cluster_sizes(sizes: npt.NDArray[np.int64]) -> list[Json]:
     """Return how many clusters there are of 2, 3 to 4, 5 to 8, ... documents."""
     if not len(sizes):
         return []

@@ -10,15 +10,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from itertools import groupby
+from pathlib import Path
 from typing import Any, Literal
 
 import orjson
 from pydantic import Field
 
+from megacode.base.errors import DataError
 from megacode.corpus.document import Control, Counts, Document, Part
-from megacode.corpus.kinds.records import RecordKeys, Row, drop, rows_of
+from megacode.corpus.kinds.records import FileRecord, RecordKeys, Row, drop, rows_of
 from megacode.data.records import Records, field_of
 
+NOTEBOOK = ".ipynb"  # files that are one notebook each
+LONGEST_FILE = 1 << 28  # bytes; parsing takes several times as many
 _TEXT, _CODE = "<jupyter_text>", "<jupyter_code>"
 
 
@@ -69,9 +73,27 @@ def notebook_documents(batches: Iterator[Records], settings: NotebookSettings, c
         yield Document(text, row.id, fields | {"language": language}, parts)
 
 
+def notebook_file(path: Path) -> Records:
+    """Return the record of a notebook's file; one that is no notebook, or too long, is dropped and counted later.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            # The head alone is no JSON, so it is dropped as such.
+            raw = file.read(LONGEST_FILE)
+    except OSError as error:
+        raise DataError(f"it cannot be read: {error.strerror}", str(path), "check its permissions") from None
+    # Bytes that are no UTF-8 become halves of surrogate pairs, which no document may hold: it is dropped for them.
+    text = raw.decode("utf-8-sig", "surrogateescape")
+    return Records(path, 1, [FileRecord(str(path), text)], [1], size)
+
+
 def _notebook(row: Row, settings: NotebookSettings) -> dict[str, Any] | str:
     """Return a record's notebook, or the reason why there is none."""
-    found = field_of(row.record, settings.text)
+    found = row.record.text if isinstance(row.record, FileRecord) else field_of(row.record, settings.text)
     if found is None and ("cells" in row.record or "worksheets" in row.record):
         found = row.record
     if isinstance(found, str):

@@ -25,6 +25,18 @@ class RecordKeys(Frozen):
     id: str = "id"
 
 
+class FileRecord(dict[str, Any]):
+    """A record that is a whole file: its `path`, and the file's contents, under no key.
+
+    Attributes:
+        text: the contents.
+    """
+
+    def __init__(self, path: str, text: str) -> None:
+        super().__init__(path=path)
+        self.text = text
+
+
 @dataclass(slots=True)
 class Row:
     """One record with its name.
@@ -57,13 +69,15 @@ def rows_of(batches: Iterator[Records], key: str) -> Iterator[Row]:
     for records in batches:
         for record, line in zip(records.rows, records.lines, strict=True):
             # An id that is a list or an object would be its Python text: the line number says more.
-            name = field_of(record, key)
+            name = field_of(record, "path" if isinstance(record, FileRecord) else key)
             yield Row(str(name) if isinstance(name, str | int) else f"{records.path}:{line}", record)
 
 
 def drop(counts: Counts, reason: str, record: Mapping[str, Any] | str) -> None:
     """Count a record that is no document; the example is its text, or the record as Python writes it."""
     # Cut before it is printed: a notebook may hold megabytes of pictures.
+    if isinstance(record, FileRecord):
+        record = f"{record['path']}: {record.text}"
     counts.drop(reason, record if isinstance(record, str) else str({k: str(v)[:200] for k, v in record.items()}))
 
 

@@ -11,7 +11,7 @@ from megacode.base.errors import ConfigError
 from megacode.config.suggestions import did_you_mean
 from megacode.corpus.document import Counts, Document
 from megacode.corpus.kinds.commits import CommitSettings, commit_documents
-from megacode.corpus.kinds.notebooks import NotebookSettings, notebook_documents
+from megacode.corpus.kinds.notebooks import NOTEBOOK, NotebookSettings, notebook_documents, notebook_file
 from megacode.corpus.kinds.source_files import (
     SourceFileSettings,
     TextSettings,
@@ -34,6 +34,8 @@ _OF_RECORDS: dict[str, tuple[Any, Callable[..., Iterator[Document]]]] = {
 # These read whole files by themselves: a dump's answers belong to questions anywhere in the file.
 FILE_KINDS = ("stackexchange",)
 KINDS = (*_OF_RECORDS, *FILE_KINDS)
+# Files that are one record each, by the kind that reads them, and what does.
+WHOLE_FILES = {"notebooks": {NOTEBOOK: notebook_file}}
 # Counted up when a kind makes other documents of the same records.
 VERSIONS = dict.fromkeys(KINDS, 1)
 # Libraries whose versions decide what a kind reads.

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from megacode.base.errors import ConfigError
-from megacode.base.sandbox import SandboxLimits, run_program
+from megacode.base.sandbox import Sandbox, SandboxLimits
 from megacode.corpus.document import Counts, Document
 from megacode.corpus.kinds.records import RecordKeys, Row, drop, rows_of
 from megacode.data.records import Records, field_of
@@ -72,20 +72,30 @@ def synthetic_documents(batches: Iterator[Records], settings: SyntheticSettings,
         processes=False,  # a program that forks without end would slow down the whole machine until its deadline
     )
     checked = False
-    for row in rows_of(batches, settings.id):
-        if not checked:
-            _refuse_broken_sandbox(limits)
-            checked = True
-        problem, solution, tests = row.text(settings.problem), row.text(settings.solution), _tests(row, settings)
-        if problem is None or solution is None or tests is None:
-            drop(counts, "no text", row.record)
-        elif reason := reason_to_drop(solution, tests, limits):
-            drop(counts, reason, solution)
-        else:
-            blocks = [_commented(problem), solution.strip("\n"), tests.strip("\n") if settings.with_tests else ""]
-            fields = row.fields(settings.problem, settings.solution, settings.tests, settings.id)
-            text = "\n\n".join(block for block in blocks if block) + "\n"
-            yield Document(text, row.id, fields | {"language": "python"})
+    with Sandbox() as sandbox:
+        for row in rows_of(batches, settings.id):
+            if not checked:
+                _refuse_broken_sandbox(sandbox, limits)
+                checked = True
+            document = _verified(row, settings, counts, sandbox, limits)
+            if document is not None:
+                yield document
+
+
+def _verified(
+    row: Row, settings: SyntheticSettings, counts: Counts, sandbox: Sandbox, limits: SandboxLimits
+) -> Document | None:
+    problem, solution, tests = row.text(settings.problem), row.text(settings.solution), _tests(row, settings)
+    if problem is None or solution is None or tests is None:
+        drop(counts, "no text", row.record)
+        return None
+    if reason := reason_to_drop(sandbox, solution, tests, limits):
+        drop(counts, reason, solution)
+        return None
+    blocks = [_commented(problem), solution.strip("\n"), tests.strip("\n") if settings.with_tests else ""]
+    fields = row.fields(settings.problem, settings.solution, settings.tests, settings.id)
+    text = "\n\n".join(block for block in blocks if block) + "\n"
+    return Document(text, row.id, fields | {"language": "python"})
 
 
 def _tests(row: Row, settings: SyntheticSettings) -> str | None:
@@ -95,10 +105,11 @@ def _tests(row: Row, settings: SyntheticSettings) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def reason_to_drop(solution: str, tests: str, limits: SandboxLimits | None = None) -> str | None:
+def reason_to_drop(sandbox: Sandbox, solution: str, tests: str, limits: SandboxLimits | None = None) -> str | None:
     """Return why a solution is not verified, or None.
 
     Args:
+        sandbox: runs the programs.
         solution: Python code.
         tests: Python code that raises if the solution is wrong; functions named `test_...` are called.
         limits: of each of the two programs that are run.
@@ -108,25 +119,25 @@ def reason_to_drop(solution: str, tests: str, limits: SandboxLimits | None = Non
     emptied = _emptied(solution)
     if emptied is None:
         return "solution does not compile"
-    outcome = run_program(f"{solution}\n\n{tests}\n{_CALL_TESTS}", limits)
+    outcome = sandbox.run(f"{solution}\n\n{tests}\n{_CALL_TESTS}", limits)
     if outcome.reason == "SyntaxError":
         return "tests do not compile"
     if not outcome.passed:
         # Exceptions have any name; as one reason they can be counted.
         return outcome.reason if outcome.reason in ("timed out", "killed", "forged") else "tests fail"
-    if run_program(f"{emptied}\n\n{tests}\n{_CALL_TESTS}", limits).passed:
+    if sandbox.run(f"{emptied}\n\n{tests}\n{_CALL_TESTS}", limits).passed:
         return "tests pass on an empty solution"
     return None
 
 
-def _refuse_broken_sandbox(limits: SandboxLimits) -> None:
+def _refuse_broken_sandbox(sandbox: Sandbox, limits: SandboxLimits) -> None:
     """Refuse to judge programs where even one that does nothing fails.
 
     Raises:
         ConfigError: it says how that one ended.
     """
     # Without this, a node with too little memory would drop its share of the solutions as wrong, and end well.
-    outcome = run_program("pass", limits)
+    outcome = sandbox.run("pass", limits)
     if not outcome.passed:
         what = f"programs cannot be run here: one that does nothing ends with {outcome.reason!r}"
         raise ConfigError(what, "settings.memory_mib", "raise the limits, or look for those of the job (ulimit -a)")

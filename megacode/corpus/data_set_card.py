@@ -1,0 +1,232 @@
+"""The data card of an indexed data set: what it holds, as rows of text for the terminal and one HTML page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+import megacode
+from megacode.base.files import Json
+from megacode.base.tables import FigureTable
+from megacode.base.units import format_bytes, format_count
+from megacode.corpus import card
+from megacode.corpus.card_page import FIGURES, environment
+from megacode.corpus.card_reports import cluster_bars, contamination, duplicates
+from megacode.corpus.card_terminal import print_bars, rows_table
+from megacode.corpus.data_set_pass import DataSetContents, read_data_set
+from megacode.corpus.decontaminate import Benchmark
+from megacode.corpus.made_from import recipes_of
+from megacode.corpus.tally import Tally, octaves
+from megacode.corpus.visible import one_line
+from megacode.data import manifest as manifests
+from megacode.data.indexed import IndexedDataset, bin_path, idx_path
+from megacode.data.manifest import Manifest
+from megacode.data.tokenizer import Tokenizer
+
+_SHOWN = 70
+
+
+@dataclass(frozen=True)
+class DataSetCard:
+    """What the card says.
+
+    Attributes:
+        data: the data set.
+        manifest: its manifest; None: it has none.
+        found: by reading it.
+        recipes: manifests of the recipes that made its inputs, restricted to these inputs' sources.
+        tokenizer: that decoded it; None: none was given.
+        command: the command line.
+    """
+
+    data: IndexedDataset
+    manifest: Manifest | None
+    found: DataSetContents
+    recipes: list[Json]
+    tokenizer: Tokenizer | None
+    command: str
+
+    @property
+    def bytes_per_token(self) -> float | None:
+        """Bytes of UTF-8 text a token, of the documents that were decoded; None: none was."""
+        found = self.found
+        return found.decoded_bytes / found.decoded_tokens if found.decoded_tokens else None
+
+    @property
+    def suites(self) -> str:
+        """The suites whose items recipes dropped from all inputs."""
+        return ", ".join(str(one["suite"]) for one in (self.manifest.decontaminated if self.manifest else ()))
+
+    def totals(self) -> dict[str, str]:
+        """Return the headline figures."""
+        rate, copies = self.bytes_per_token, self.found.copies
+        return {
+            "documents": f"{self.found.documents:,}",
+            "tokens": format_count(self.found.tokens),
+            "text": f"about {format_bytes(round(rate * self.found.tokens))}" if rate else "unknown",
+            "bytes per token": f"{rate:.2f}" if rate else "no tokenizer given",
+            "exact copies": f"{100 * copies['copies'] / max(1, copies['documents']):.1f} %",
+        }
+
+    def facts(self) -> list[dict[str, str]]:
+        """Return what is known in a few words each."""
+        found, manifest = self.found, self.manifest
+        tally = Tally(documents=found.documents - found.empty, longest=found.longest, lengths=found.lengths)
+        lengths = [f"{label} {tally.quantile(share):,}" for label, share in card.QUANTILES.items()]
+        rows = {
+            "tokens": f"{found.tokens:,} as {self.data.dtype.name}",
+            "sequences": f"{self.data.sequences:,}",
+            "tokens per document": ", ".join([*lengths, f"max {found.longest:,}"]),
+            "empty documents": f"{found.empty:,}",
+            "end of documents": self._ends(),
+        }
+        made_by = manifest.tokenizer if manifest is not None else None
+        if made_by:
+            rows["tokenizer"] = f"{made_by.get('kind')} of {made_by.get('vocab_size', 0):,}, {made_by.get('hash')}"
+        if manifest is not None:
+            rows["shuffled"] = "no" if manifest.shuffle_seed is None else f"with seed {manifest.shuffle_seed}"
+            rows["bad lines skipped"] = f"{manifest.bad_lines:,}"
+        return [{"fact": name, "value": value} for name, value in rows.items()]
+
+    def _ends(self) -> str:
+        found = self.found
+        if found.decoded:
+            return f"{found.ended:,} of {found.decoded:,} decoded documents end with the end-of-document token"
+        marked = self.manifest is not None and self.manifest.append_eod
+        return "marked by a token" if marked else "not marked" if self.manifest is not None else "unknown"
+
+    def lengths(self) -> list[card.Bar]:
+        """Return a histogram of lengths in tokens, in bins of a factor of two."""
+        bins = octaves(self.found.lengths)
+        most = max(bins.values())
+        return [
+            card.Bar(f"from {2**octave:,}", f"{bins.get(octave, 0):,}", bins.get(octave, 0) / most)
+            for octave in range(min(bins), max(bins) + 1)
+        ]
+
+    def copies(self) -> dict[str, Any]:
+        """Return what is said of documents whose tokens are equal."""
+        report = self.found.copies
+        count, documents, share = report["copies"], report["documents"], report["share"]
+        what = f"{count:,} of {documents:,} documents ({100 * count / max(1, documents):.2f} %)"
+        summary = f"{what} have the same tokens as an earlier one, in {report['clusters']['number']:,} clusters."
+        if share < 1:
+            summary += f" Only documents were compared whose hash is in one of {round(1 / share):,} equal ranges."
+        summary += " Near-duplicates are found by recipes only."
+        return {
+            "summary": summary,
+            "sizes": list(cluster_bars(report["clusters"]["sizes"])),
+            "largest": report["largest"],
+        }
+
+    def contamination(self) -> dict[str, Any] | None:
+        """Return what is said of items of benchmarks; None: they were not looked for."""
+        # Nothing was dropped here, which is what a recipe's summary says.
+        return contamination(self.found.contamination, dropped=False)
+
+    def files(self) -> list[dict[str, str]]:
+        """Return the files with their sizes and hashes."""
+        manifest = self.manifest
+        known = (
+            ("bin", bin_path(self.data.prefix), manifest.bin_hash if manifest else ""),
+            ("idx", idx_path(self.data.prefix), manifest.idx_hash if manifest else ""),
+        )
+        return [
+            {"file": f".{end}", "size": format_bytes(path.stat().st_size), "xxh3-128": value or "no manifest"}
+            for end, path, value in known
+        ]
+
+
+def data_set_card(prefix: str, tokenizer: Tokenizer | None, benchmarks: list[Benchmark], command: str) -> DataSetCard:
+    """Read a data set and what lies beside it.
+
+    Args:
+        prefix: its path without .bin and .idx.
+        tokenizer: that made it; None: no texts, and no bytes per token.
+        benchmarks: items to look for; needs the tokenizer.
+        command: the command line, for the page.
+
+    Raises:
+        DataError: it cannot be read, differs from its manifest, or was made with another tokenizer.
+    """
+    data, manifest = IndexedDataset(prefix), manifests.check(prefix)
+    if tokenizer is not None:
+        manifests.check_tokenizer(prefix, manifest, tokenizer.hash)
+    inputs = [str(item["path"]) for item in manifest.inputs] if manifest is not None else []
+    found = read_data_set(data, tokenizer, benchmarks)
+    return DataSetCard(data, manifest, found, recipes_of(inputs), tokenizer, command)
+
+
+def render_data_set_card(made: DataSetCard) -> str:
+    """Return the page, one HTML file without scripts."""
+    manifest, name = made.manifest, made.data.prefix.rsplit("/", 1)[-1]
+    inputs = manifest.inputs if manifest is not None else ()
+    page = {
+        "name": name,
+        "version": megacode.__version__,
+        "command": made.command,
+        "made_by": manifest.command if manifest is not None else "",
+        "identity": manifests.identity(made.data.prefix),
+        "totals": made.totals(),
+        "facts": made.facts(),
+        "figures": FIGURES,
+        "lengths": made.lengths(),
+        "copies": made.copies(),
+        "contamination": made.contamination(),
+        "suites": made.suites,
+        "recipes": [_recipe(one) for one in made.recipes],
+        "samples": {"Documents": made.found.samples} if made.found.samples else {},
+        "files": made.files(),
+        "inputs": [{"path": item["path"], "size": format_bytes(item["bytes"])} for item in inputs],
+        "input_bytes": format_bytes(sum(item["bytes"] for item in inputs)),
+    }
+    return environment().get_template("data_set.html.j2").render(page)
+
+
+def _recipe(manifest: Json) -> dict[str, Any]:
+    return {
+        **{key: manifest[key] for key in ("name", "command", "identity", "replaced")},
+        "funnel": card.funnel(manifest),
+        "duplicates": duplicates(manifest),
+        "contamination": contamination(manifest["contamination"]),
+        "languages": card.shares(manifest, "languages"),
+        "licences": card.shares(manifest, "licences"),
+    }
+
+
+def print_data_set_card(made: DataSetCard, console: Console) -> None:
+    """Print the card without examples.
+
+    Args:
+        made: the card.
+        console: where to print; without markup, because documents may contain anything.
+    """
+    for label, value in made.totals().items():
+        console.print(f"{label:>16}  {value}")
+    table = FigureTable("fact", "value", show_header=False)
+    for row in made.facts():
+        table.add_row(row["fact"], row["value"])
+    console.print(table)
+    console.rule("tokens per document", align="left")
+    print_bars(made.lengths(), console)
+    console.print(made.copies()["summary"], soft_wrap=True)
+    found = made.contamination()
+    if found is not None:
+        console.print(found["summary"], soft_wrap=True)
+        console.print(rows_table(found["tasks"]))
+    for recipe in map(_recipe, made.recipes):
+        for name, (bars, _) in recipe["funnel"].items():
+            console.rule(f"{one_line(recipe['name'], 40)}, {name}: from records to documents", align="left")
+            print_bars(bars, console)
+        for what in ("languages", "licences"):
+            for name, groups in recipe[what].items():
+                shown = ", ".join(f"{one_line(bar.label, 30)} {bar.value}" for bar in groups)
+                console.print(f"{what} of {name}: {shown}", soft_wrap=True)
+    for name, text in made.found.samples:
+        console.print(f"{one_line(name, _SHOWN)}: {one_line(text, _SHOWN)}", soft_wrap=True, highlight=False)
+    for row in made.files():
+        console.print(f"{row['file']} {row['size']}, xxh3-128 {row['xxh3-128']}", soft_wrap=True)
+    if made.suites:
+        console.print(f"recipes dropped documents with items of: {made.suites}", soft_wrap=True)
