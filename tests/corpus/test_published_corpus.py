@@ -84,6 +84,10 @@ def test_a_published_corpus_has_the_bytes_of_the_local_one(server, recipe, remot
     assert all(item["hash"].startswith("ETag ") for item in manifest["inputs"])
     work = tmp_path / "work dir" / url.replace("://", "/")
     assert sorted(path.name for path in work.iterdir()) == ["benchmarks.jsonl", "facts.json"]
+    # As an input it is read as the local one is: its sources, without held-out documents, card and manifest.
+    read = [str(path).removeprefix(url) for path in find_inputs([url])]
+    assert read == [f"/{path.relative_to(tmp_path / 'here/corpus')}" for path in find_inputs([str(tmp_path / "here")])]
+    assert any(".held_out/" in path for path in expected)
 
 
 def test_a_second_call_does_nothing_and_neither_does_one_without_the_work_directory(
