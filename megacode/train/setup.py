@@ -39,6 +39,7 @@ from megacode.metrics.sinks import Events, Sink, open_sinks
 from megacode.planning.run_plan import Plan
 from megacode.train import node_ranks, old_stacks, restoring
 from megacode.train.fp8_watch import Fp8Watch
+from megacode.train.mirroring import Mirrors
 from megacode.train.origin import Origin, check_inherited, check_restart, find_origin
 from megacode.train.run_log import RunLog
 from megacode.train.saving import Saver
@@ -113,6 +114,7 @@ def build_trainer(
         requests=requests,
         stop_signal=stop_signal,
         scoring=scoring,
+        mirrors=_mirrors(plan, run, first, closing),
         start=start | _this_process(plan, state, ranks),
     )
 
@@ -121,6 +123,12 @@ def _scoring(plan: Plan, run: RunDir, events: Events | None, ledger: Ledger, clo
     scoring = Scoring(run, plan.config.evaluate, plan.scored(), events, ledger.samples)
     closing.callback(scoring.close)
     return scoring
+
+
+def _mirrors(plan: Plan, run: RunDir, first: bool, closing: ExitStack) -> Mirrors:
+    mirrors = Mirrors(run, plan.config.metrics, first)
+    closing.callback(mirrors.close)
+    return mirrors
 
 
 def _origin(
