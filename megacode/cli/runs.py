@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -206,6 +207,7 @@ def mirror(
         try:
             typer.echo(f"{name}: {counted(program.send(run, name), 'line')} sent")
         except MirrorError as error:
-            errors += error.problems
+            again = "repeat the command: only what is missing is sent"
+            errors += [replace(problem, fix=again) for problem in error.problems]
     if errors:
         raise MirrorError(problems=errors)

@@ -27,7 +27,11 @@ class OtlpService:
     """
 
     def __init__(self, settings: OpenTelemetry) -> None:
+        import logging
+
         from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+
+        logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # what fails is said once, by the mirror
 
         self._exporter: Any = OTLPMetricExporter(endpoint=settings.endpoint)
         self._endpoint = settings.endpoint

@@ -11,7 +11,6 @@ and may hang. It fails as a whole: whoever started it starts it again. What it k
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import threading
 import time
@@ -121,6 +120,9 @@ class Mirror:
         with self._explained():
             if self._service is not None:
                 self._service.close(left=False, finished=_is_finished(self._run))
+
+    def release(self) -> None:
+        """Let another process mirror this run."""
         self._lock.release()
 
     @contextmanager
@@ -131,9 +133,7 @@ class Mirror:
         except Exception as error:  # each library has its own exceptions, and those of what it is built on
             said = " ".join(str(error).split())[:_LONGEST_MESSAGE]
             what = f"{type(error).__name__}: {said}" if said else type(error).__name__
-            raise MirrorError(
-                what, self._name, f"repeat: {shlex.join(['megacode', 'mirror', str(self._run.path)])}"
-            ) from error
+            raise MirrorError(what, self._name) from error
 
     @property
     def _opened(self) -> MirrorService:
@@ -173,8 +173,11 @@ class Mirror:
 def send(run: RunDir, name: str) -> int:
     """Send what a service does not have of a run; return the number of rows."""
     mirror = Mirror(run, name)
-    count = mirror.pump()
-    mirror.close()
+    try:
+        count = mirror.pump()
+        mirror.close()
+    finally:
+        mirror.release()
     return count
 
 
@@ -189,10 +192,13 @@ def follow(mirror: Mirror) -> None:
         signal.signal(number, signal.SIG_IGN)
     ended = threading.Event()
     threading.Thread(target=_watch_input, args=(ended, mirror.wait), daemon=True).start()
-    while not ended.wait(POLL_SECONDS):
+    try:
+        while not ended.wait(POLL_SECONDS):
+            mirror.pump()
         mirror.pump()
-    mirror.pump()
-    mirror.close()
+        mirror.close()
+    finally:
+        mirror.release()
 
 
 def _watch_input(ended: threading.Event, wait: float) -> None:

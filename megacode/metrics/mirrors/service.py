@@ -11,7 +11,8 @@ from megacode.config.mirrors import Axis
 from megacode.metrics.mirrors.history import CurveRow
 from megacode.metrics.numbers import Name, numbers
 
-CLOCKS = ("iteration", "consumed_samples", "consumed_tokens")  # a row has them as its axes, so no curve of them is made
+# The axes of a row, its time, and an identifier: numbers that make no curve.
+_NO_CURVE = ("iteration", "consumed_samples", "consumed_tokens", "time", "samples_digest")
 
 
 @dataclass(frozen=True)
@@ -74,5 +75,5 @@ class MirrorService(Protocol):
 
 
 def values(row: CurveRow) -> list[tuple[Name, float]]:
-    """Return a row's numbers, without its axes and its time."""
-    return [item for item in numbers(row.record) if item[0][-1] not in (*CLOCKS, "time")]
+    """Return the numbers of a row that make curves."""
+    return [item for item in numbers(row.record) if item[0][-1] not in _NO_CURVE]
