@@ -76,7 +76,7 @@ class OtlpService:
         assert self._curve is not None
         if row.record["kind"] == "train":
             for axis, count in self._curve.axes(row).items():
-                yield f"megacode.{axis}", {}, count
+                yield f"megacode.{axis}", {}, float(count)
         for name, value in values(row):
             yield (*_named(name), value)
 

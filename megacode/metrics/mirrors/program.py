@@ -4,8 +4,8 @@ It is a process of its own, one for each service, because the libraries start th
 and may hang. It fails as a whole: whoever started it starts it again. What it knows is in two files:
 
 - `metrics.jsonl` is the truth. The curve that must be shown follows from it (`history.py`).
-- `mirrors/NAME.json` says how many rows of which curve were handed over. It is written after they were. Rows that were
-  sent but not noted are sent again; each service recognizes them, by step or by time.
+- `mirrors/NAME.json` says how many rows of which curve were handed over. It is written after they were. Where a service
+  knows what it has, that counts instead. Otherwise rows that were not noted are sent again, with the same time.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Mirror:
             raise LaunchError(what, str(place.lock), "wait until it ends") from error
         self._make: Callable[[], MirrorService] = lambda: _service(settings, name)
         self._service: MirrorService | None = None
-        self._curve, self._sent = 0, 0
+        self._curve, self._sent, self._noted = 0, 0, (0, 0)
         self._history: CurveHistory | None = None
 
     def pump(self) -> int:
@@ -112,7 +112,8 @@ class Mirror:
             self._lock.beat()
             self._opened.send(chunk)
             self._sent = chunk[-1].number + 1
-            self._note(chunk[-1].end if self._sent < len(history.rows) else history.place, history)
+            self._note(chunk[-1].end, history)
+        self._note(history.place, history)  # also past lines that have come again, which are no new rows
         return self._sent - first
 
     def close(self) -> None:
@@ -120,6 +121,14 @@ class Mirror:
         with self._explained():
             if self._service is not None:
                 self._service.close(left=False, finished=_is_finished(self._run))
+                write_json(self._state, {**read_json(self._state), "closed": True})
+
+    @property
+    def done(self) -> bool:
+        """Whether everything was sent before, and the curve was ended."""
+        history, noted = self._read(), read_json(self._state)
+        shown = (noted.get("curve"), noted.get("rows"))
+        return history is None or (bool(noted.get("closed")) and shown == (history.curve, len(history.rows)))
 
     def release(self) -> None:
         """Let another process mirror this run."""
@@ -167,13 +176,17 @@ class Mirror:
         return self._service.open(MirroredCurve(self._run, self._id, number, self._config))
 
     def _note(self, offset: int, history: CurveHistory) -> None:
-        write_json(self._state, {"id": self._id, "curve": history.curve, "rows": self._sent, "offset": offset})
+        if self._noted != (history.curve, offset):
+            write_json(self._state, {"id": self._id, "curve": history.curve, "rows": self._sent, "offset": offset})
+        self._noted = (history.curve, offset)
 
 
 def send(run: RunDir, name: str) -> int:
     """Send what a service does not have of a run; return the number of rows."""
     mirror = Mirror(run, name)
     try:
+        if mirror.done:
+            return 0
         count = mirror.pump()
         mirror.close()
     finally:

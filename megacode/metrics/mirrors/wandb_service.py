@@ -1,7 +1,7 @@
 """A run at Weights & Biases. Each row is one step; its axes are logged with it, so a chart can be drawn over any.
 
-A step has the number of its row. So a row that was sent twice, because a process was killed, is one step there. An
-online run says at its start how many steps the server has, and only the others are sent.
+wandb takes rows and writes or uploads them later, in another process. What it lacks after a kill is known at the next
+start: each row is one step, and the server, or the files of an offline run, tell how many steps they have.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from typing import Any
 from megacode.config.mirrors import Wandb
 from megacode.metrics.mirrors.history import CurveRow
 from megacode.metrics.mirrors.service import MirroredCurve, values
+from megacode.metrics.mirrors.wandb_files import steps_in
+
+_FLUSH_SECONDS = 2.0  # between writes to its file; what a kill loses is sent again
 
 
 class WandbService:
@@ -31,10 +34,12 @@ class WandbService:
 
         chosen = self._settings
         self._curve = curve
+        have = steps_in(curve.run.mirrors, curve.unique)
         # Nothing of the process is recorded: its arguments, environment and output may hold what is not for others.
         quiet = wandb.Settings(
             silent=True, console="off", disable_git=True, disable_code=True, x_disable_meta=True, x_disable_stats=True,
             x_disable_machine_info=True, x_save_requirements=False,
+            x_transaction_log_flush_interval=_FLUSH_SECONDS,
         )  # fmt: skip
         self._run = wandb.init(
             project=chosen.project, entity=chosen.entity, name=curve.named(chosen.name), group=chosen.group,
@@ -44,7 +49,7 @@ class WandbService:
         for axis in ("iteration", "samples", "tokens"):
             self._run.define_metric(axis, hidden=True)
         self._run.define_metric("*", step_metric=chosen.x_axis)
-        return int(self._run.starting_step) if chosen.mode == "online" else None
+        return int(self._run.starting_step) if chosen.mode == "online" else have
 
     def send(self, rows: Sequence[CurveRow]) -> None:
         assert self._curve is not None
