@@ -20,8 +20,8 @@ TORCH_INDEX ?=
 # torch comes first: any other order may pull gigabytes of CUDA packages that a machine without a GPU cannot use.
 # An index that offers only CUDA builds is refused before it downloads them, unless TORCH says what to take.
 # The other packages keep the torch that is there, whichever it is; its own dependencies come with them.
-# DALI and Triton are for tests without a GPU: a CUDA build of torch brings its own Triton. MLflow comes with them. Where
-# they cannot be installed, set-up continues, and their tests are skipped and say why.
+# DALI and Triton are for tests without a GPU: a CUDA build of torch brings its own Triton. Where they cannot be
+# installed, set-up continues, and their tests are skipped and say why.
 $(STAMP): setup.py requirements/constraints.txt requirements/no-deps.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -33,7 +33,7 @@ $(STAMP): setup.py requirements/constraints.txt requirements/no-deps.txt
 	$(BIN)/python -m pip install --quiet --quiet --constraint $(VENV)/constraints.txt --editable '.[eval,dev]'
 	if $(BIN)/python -c 'import sys, torch; sys.exit(torch.version.cuda is not None)'; then \
 		$(BIN)/python -m pip install --quiet --no-deps --requirement requirements/no-deps.txt \
-		|| echo "DALI, Triton and MLflow could not be installed; the tests that need them will be skipped"; fi
+		|| echo "DALI and Triton could not be installed; the tests that need them will be skipped"; fi
 	touch $@
 
 # Tests start many processes at once; the demo may use every core.

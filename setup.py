@@ -58,7 +58,10 @@ EXTRAS = {
         "moto[s3]",  # a server that speaks S3, with the next two
         "flask",
         "flask-cors",
-        "wandb>=0.20",  # with the next two: mirrors of metrics; MLflow is in requirements/no-deps.txt
+        "wandb>=0.20",  # with the next five: mirrors of metrics
+        "mlflow-skinny>=3",
+        "sqlalchemy",
+        "alembic",
         "opentelemetry-sdk>=1.40",
         "opentelemetry-exporter-otlp-proto-http>=1.40",
         "atheris; python_version < '3.14'",  # fuzzing guided by coverage; its tests are skipped without it

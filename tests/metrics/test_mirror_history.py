@@ -47,6 +47,14 @@ def test_what_differs_begins_a_curve_with_all_lines_that_count(tmp_path: Path) -
         assert curve_of(history) == [("train", place, loss) for place, loss in enumerate(losses, 1)]
 
 
+def test_a_long_repeat_that_leaves_out_a_line_begins_a_curve_where_it_does(tmp_path: Path) -> None:
+    first = [train(number, 5.0) for number in range(1, 100)]
+    again = [train(number, 5.0) for number in range(11, 120) if number != 60]
+    history = history_of(tmp_path, *first, segment(50), train(51, 5.0), segment(10), *again)
+    assert history.curve == 2
+    assert [iteration for _, iteration, _ in curve_of(history)] == [*range(1, 60), *range(61, 120)]
+
+
 def test_a_validation_that_does_not_come_again_is_no_part_of_the_history(tmp_path: Path) -> None:
     first = [train(1, 5.0), train(2, 5.0), validation(2, 5.0), train(3, 5.0)]
     history = history_of(tmp_path, *first, segment(1), train(2, 5.0), train(3, 5.0))
@@ -65,7 +73,9 @@ def test_damaged_and_incomplete_lines_are_left_out_and_times_are_of_their_lines(
     history = history_of(tmp_path, validation(0, 6.0), train(1, 5.0))
     path = tmp_path / "metrics.jsonl"
     with path.open("a") as file:
-        file.write("not JSON\n" + json.dumps(train(2, 5.0)))
+        file.write(
+            "not JSON\n[1]\n" + json.dumps(train(2, 5.0, consumed_samples=None)) + "\n" + json.dumps(train(2, 5.0))
+        )
     history.read()
     assert [row.time for row in history.lines(0)] == [1700000000.0, 1700000001.0]
     with path.open("a") as file:

@@ -37,8 +37,8 @@ pytest.importorskip("wandb", reason="wandb is not installed: pip install 'megaco
 pytest.importorskip(
     "opentelemetry.exporter.otlp.proto.http", reason="it is not installed: pip install 'megacode[otel]'"
 )
-pytest.importorskip("sqlalchemy", reason="MLflow is not installed: pip install --no-deps -r requirements/no-deps.txt")
-pytest.importorskip("mlflow", reason="MLflow is not installed: pip install --no-deps -r requirements/no-deps.txt")
+pytest.importorskip("sqlalchemy", reason="it is not installed: pip install sqlalchemy alembic")
+pytest.importorskip("mlflow", reason="MLflow is not installed: pip install 'megacode[mlflow]'")
 pytestmark = pytest.mark.slow
 
 SECRET = "0123456789abcdef" * 3

@@ -27,8 +27,8 @@ from tests.metrics.mirrored import (
 )
 
 pytest.importorskip("wandb", reason="wandb is not installed: pip install 'megacode[wandb]'")
-pytest.importorskip("sqlalchemy", reason="MLflow is not installed: pip install --no-deps -r requirements/no-deps.txt")
-pytest.importorskip("mlflow", reason="MLflow is not installed: pip install --no-deps -r requirements/no-deps.txt")
+pytest.importorskip("sqlalchemy", reason="it is not installed: pip install sqlalchemy alembic")
+pytest.importorskip("mlflow", reason="MLflow is not installed: pip install 'megacode[mlflow]'")
 pytestmark = pytest.mark.slow
 
 Megacode = Callable[..., subprocess.CompletedProcess[str]]

@@ -10,11 +10,12 @@ run that resumes from iteration n trains the iterations after n again. Two cases
 Losses of repeated iterations count as the same within 1 %: GPUs that sum in another order change the last digits. What
 was read, what was skipped and the learning rate must be equal.
 
-A history costs memory for each line, about 300 bytes. The whole file is read again at each start of a mirror.
+A history costs memory for each line, about 420 bytes. The whole file is read again at each start of a mirror.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -81,6 +82,8 @@ class CurveHistory:
         self.rows: list[_Line] = []
         self._valid: dict[Key, _Line] = {}
         self._repeated: dict[Key, _Line] = {}  # rows that a segment has superseded, and that may come again
+        # Their iterations, lowest first; also of rows that have come again. A scan per line would take hours.
+        self._awaited: list[tuple[int, Key]] = []
 
     def read(self) -> None:
         """Read the complete lines that were added since the last call; damaged ones are left out."""
@@ -110,9 +113,10 @@ class CurveHistory:
         try:
             record = parse_line(line)
             kind, iteration = str(record["kind"]), int(record["iteration"])
+            int(record["consumed_samples"])
+            self._time = float(record.get("time") or self._time)
         except (ValueError, KeyError, TypeError):
             return  # readers of the whole file report damage
-        self._time = float(record.get("time") or self._time)
         if kind == SEGMENT:
             self._return_to(iteration)
             return
@@ -124,8 +128,7 @@ class CurveHistory:
         self._valid.pop(key, None)
         self._valid[key] = line
         # A train line beyond rows that have not come again: the run does not do there what it did before.
-        missed = key[0] == "train" and any(kind in _REPEATED and at < key[1] for kind, at, _ in self._repeated)
-        if missed or (known is not None and not _same(known, line)):
+        if (key[0] == "train" and self._misses_before(key[1])) or (known is not None and not _same(known, line)):
             self._begin_curve()
         elif known is None:
             self.rows.append(line)
@@ -133,10 +136,18 @@ class CurveHistory:
     def _return_to(self, iteration: int) -> None:
         for key in [key for key in self._valid if key[1] > iteration]:
             self._repeated[key] = self._valid.pop(key)
+            if key[0] in _REPEATED:
+                heapq.heappush(self._awaited, (key[1], key))
+
+    def _misses_before(self, iteration: int) -> bool:
+        while self._awaited and self._awaited[0][1] not in self._repeated:
+            heapq.heappop(self._awaited)
+        return bool(self._awaited) and self._awaited[0][0] < iteration
 
     def _begin_curve(self) -> None:
         self.curve += 1
         self._repeated.clear()
+        self._awaited.clear()
         self.rows = sorted(self._valid.values(), key=attrgetter("place"))
 
 
