@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field
 
@@ -92,8 +91,7 @@ class Metrics(Frozen):
         if self.mlflow is None:
             return self
         uri = self.mlflow.tracking_uri
-        if uri.startswith(_SQLITE):
-            uri = _SQLITE + os.path.abspath(uri.removeprefix(_SQLITE))
-        elif not urlsplit(uri).scheme and uri != "databricks":
-            uri = os.path.abspath(uri)
+        if not uri.startswith(_SQLITE):
+            return self
+        uri = _SQLITE + os.path.abspath(uri.removeprefix(_SQLITE))
         return self.model_copy(update={"mlflow": self.mlflow.model_copy(update={"tracking_uri": uri})})

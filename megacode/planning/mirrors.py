@@ -40,7 +40,8 @@ def mirror_problems(config: RunConfig) -> Iterator[Problem]:
 
 def _present(*modules: str) -> bool:
     try:
-        return all(find_spec(module) is not None for module in modules)
+        # A folder of that name where the user stands, as wandb leaves one, counts as a module without an origin.
+        return all((spec := find_spec(module)) is not None and spec.origin is not None for module in modules)
     except ModuleNotFoundError:  # a package above it is missing
         return False
 

@@ -37,7 +37,7 @@ POLL_SECONDS = 1.0
 _ROWS = 500  # sent at once, at most
 _LONGEST_MESSAGE = 300  # characters
 # A server that does not answer is tried again by the next process, not for half an hour by this one.
-_PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "30", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+_LIBRARIES = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "30", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "WANDB_SILENT": "true"}
 
 
 def state_path(run: RunDir, name: str) -> Path:
@@ -224,7 +224,7 @@ def _watch_input(ended: threading.Event, wait: float) -> None:
 
 
 def _service(settings: Metrics, name: str) -> MirrorService:
-    for variable, value in _PATIENCE.items():
+    for variable, value in _LIBRARIES.items():
         os.environ.setdefault(variable, value)
     if name == "wandb" and settings.wandb is not None:
         return WandbService(settings.wandb)
