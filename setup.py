@@ -47,7 +47,7 @@ EXTRAS = {
     "dali": ["nvidia-dali-cuda130>=2.0"],  # for torch built for CUDA 13; pulls in its CUDA libraries
     "dali-cuda12": ["nvidia-dali-cuda120>=2.0"],
     "eval": ["lm-eval==0.4.13"],
-    "wandb": ["wandb>=0.20"],
+    "wandb": ["wandb>=0.31"],
     "mlflow": ["mlflow-skinny>=3"],  # a client of a tracking server; a database also needs sqlalchemy and alembic
     "otel": ["opentelemetry-sdk>=1.40", "opentelemetry-exporter-otlp-proto-http>=1.40"],
     "dev": [
@@ -58,7 +58,7 @@ EXTRAS = {
         "moto[s3]",  # a server that speaks S3, with the next two
         "flask",
         "flask-cors",
-        "wandb>=0.20",  # with the next five: mirrors of metrics
+        "wandb>=0.31",  # with the next five: mirrors of metrics
         "mlflow-skinny>=3",
         "sqlalchemy",
         "alembic",

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from megacode.base.errors import EXIT_CHECK, ConfigError, MegacodeError, MirrorError, Problem
+from megacode.base.errors import EXIT_CHECK, ConfigError, LaunchError, MegacodeError, MirrorError
 from megacode.base.imports import uncollected
 from megacode.base.logs import OPENED, setup_logging
 from megacode.base.units import counted
@@ -199,7 +199,7 @@ def mirror(
         raise ConfigError(f"--follow sends to one service, not {len(names)}", "--follow", "choose it with --only NAME")
     if not names:
         raise ConfigError("the run has no mirrors", str(run.config), "add metrics.wandb, .mlflow or .opentelemetry")
-    errors: list[Problem] = []
+    errors: list[MegacodeError] = []
     for name in names:
         if follow:
             program.follow(program.Mirror(run, name))
@@ -208,6 +208,8 @@ def mirror(
             typer.echo(f"{name}: {counted(program.send(run, name), 'line')} sent")
         except MirrorError as error:
             again = "repeat the command: only what is missing is sent"
-            errors += [replace(problem, fix=again) for problem in error.problems]
+            errors.append(MirrorError(problems=[replace(problem, fix=again) for problem in error.problems]))
+        except LaunchError as error:  # the run still trains, and its own mirror sends
+            errors.append(error)
     if errors:
-        raise MirrorError(problems=errors)
+        raise type(errors[-1])(problems=[problem for error in errors for problem in error.problems])

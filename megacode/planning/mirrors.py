@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import netrc
 import os
+import re
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,6 +21,7 @@ _LIBRARIES = {
     "mlflow": ("mlflow", "MLflow", "mlflow"),
     "opentelemetry": ("opentelemetry.exporter.otlp.proto.http", "OpenTelemetry's OTLP exporter", "otel"),
 }
+_OLDEST_WANDB = (0, 31)  # the first that writes rows to its file as they come, instead of by blocks of 32 KiB
 _WANDB = "https://api.wandb.ai"
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
@@ -30,6 +34,9 @@ def mirror_problems(config: RunConfig) -> Iterator[Problem]:
             fix = f"pip install 'megacode[{extra}]', or remove metrics.{name}"
             yield Problem(f"{called} is not installed", f"metrics.{name}", fix)
     wandb, mlflow = config.metrics.wandb, config.metrics.mlflow
+    if wandb is not None and _present("wandb") and (old := _too_old_wandb()):
+        what = f"wandb {old} is older than {'.'.join(map(str, _OLDEST_WANDB))}"
+        yield Problem(what, "metrics.wandb", "pip install --upgrade 'megacode[wandb]'")
     if wandb is not None and wandb.mode == "online" and not _has_key():
         what = f"there is no key for {_wandb_host()}: neither WANDB_API_KEY nor an entry in {_netrc_path()}"
         yield Problem(what, "metrics.wandb", "run `wandb login`, set WANDB_API_KEY, or set metrics.wandb.mode=offline")
@@ -44,6 +51,14 @@ def _present(*modules: str) -> bool:
         return all((spec := find_spec(module)) is not None and spec.origin is not None for module in modules)
     except ModuleNotFoundError:  # a package above it is missing
         return False
+
+
+def _too_old_wandb() -> str:
+    """Return the version of wandb if it lacks what its mirror needs, else nothing."""
+    with suppress(importlib.metadata.PackageNotFoundError):
+        version = importlib.metadata.version("wandb")
+        return version if tuple(map(int, re.findall(r"\d+", version)[:2])) < _OLDEST_WANDB else ""
+    return ""
 
 
 def _wandb_host() -> str:

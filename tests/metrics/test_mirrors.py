@@ -32,6 +32,7 @@ from tests.metrics.mirrored import (
     wandb_losses,
     wandb_runs,
 )
+from tests.metrics.wandb_server import WandbServer
 
 pytest.importorskip("wandb", reason="wandb is not installed: pip install 'megacode[wandb]'")
 pytest.importorskip(
@@ -173,6 +174,37 @@ def test_a_mirror_that_is_killed_loses_and_doubles_nothing(tmp_path: Path, name:
     assert wandb_losses(held["rows"]) == expected
 
 
+def test_a_server_of_wandb_gets_what_a_killed_mirror_had_not_uploaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Online, the server alone knows what it has; the mirror's own note is ahead of it after a kill."""
+    server, key = WandbServer(), "0123456789" * 4
+    for name, value in {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": key, "HOME": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    run = begin(tmp_path / "run", wandb={"project": "p"})
+    append(run, *(train(number, 5.0) for number in range(1, 8)))
+    sent = mirror(run)
+    assert (sent.returncode, sent.stdout, sent.stderr) == (0, "wandb: 7 lines sent\n", "")
+    append(run, *(train(number, 5.0) for number in range(8, 12)))
+    process = follow(run, "wandb")
+    wait_until(partial(has_sent, run, "wandb", 11), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    append(run, train(12, 5.0))
+    assert mirror(run).returncode == 0
+    (held,) = server.runs.values()
+    assert [(row["_step"], row["iteration"]) for row in held["rows"]] == [(place, place + 1) for place in range(12)]
+    append(run, segment(11), train(12, 9.0))
+    assert mirror(run).returncode == 0
+    server.close()
+    old, new = server.runs.values()
+    assert (old["name"], old["tags"], new["name"], new["tags"]) == ("small", ["superseded"], "small (2)", [])
+    assert wandb_losses(old["rows"])[-1] == (12, 5.0)
+    assert wandb_losses(new["rows"]) == losses_of(run)
+    assert None not in server.keys
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and key.encode() in path.read_bytes()]
+
+
 def test_a_mirror_that_hangs_ends_some_time_after_its_run(tmp_path: Path) -> None:
     with black_hole() as place:
         run = begin(tmp_path / "run", mlflow={"tracking_uri": f"http://{place}"}, wait="1s")
@@ -187,14 +219,15 @@ def test_a_mirror_that_hangs_ends_some_time_after_its_run(tmp_path: Path) -> Non
 
 
 def test_two_processes_do_not_send_one_run_to_one_service(tmp_path: Path) -> None:
-    run = begin(tmp_path / "run", wandb={"project": "p", "mode": "offline"})
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    run = begin(tmp_path / "run", wandb={"project": "p", "mode": "offline"}, mlflow={"tracking_uri": uri})
     append(run, train(1, 5.0))
     process = follow(run, "wandb")
     wait_until(lambda: (run.mirrors / "wandb.lock").exists(), process)
     refused = mirror(run)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert refused.returncode == 2
+    assert (refused.returncode, refused.stdout) == (2, "mlflow: 1 line sent\n")
     assert "another process sends this run to wandb" in refused.stderr
 
 

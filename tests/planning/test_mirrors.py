@@ -70,6 +70,25 @@ def test_each_library_that_is_missing_is_named_with_what_installs_it(monkeypatch
     assert "pip install sqlalchemy alembic" in found[3]
 
 
+def test_an_old_wandb_and_a_folder_of_its_name_are_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    metadata = tmp_path / "old" / "wandb-0.30.2.dist-info" / "METADATA"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text("Metadata-Version: 2.1\nName: wandb\nVersion: 0.30.2\n")
+    with monkeypatch.context() as patched:
+        patched.syspath_prepend(tmp_path / "old")
+        (found,) = problems(wandb={"project": "p"})
+        assert "wandb 0.30.2 is older than 0.31; pip install --upgrade 'megacode[wandb]'" in found
+    # Where wandb has logged offline it leaves a folder `wandb`, which Python can import where it finds nothing else.
+    (tmp_path / "here" / "wandb").mkdir(parents=True)
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "here")])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "wandb"]:
+        monkeypatch.delitem(sys.modules, name)
+    (found,) = problems(wandb={"project": "p"})
+    assert "wandb is not installed" in found
+
+
 def test_a_run_without_mirrors_needs_nothing() -> None:
     assert problems() == []
     assert problems(wait="1m") == []
