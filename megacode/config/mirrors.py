@@ -45,7 +45,7 @@ class Mlflow(Frozen):
     """A run of an MLflow tracking server; MLFLOW_TRACKING_USERNAME, _PASSWORD or _TOKEN come from the environment.
 
     Attributes:
-        tracking_uri: `https://HOST`, `sqlite:///FILE`, or another that MLflow knows.
+        tracking_uri: `https://HOST`, `sqlite:///FILE`, or another that MLflow knows; no folder.
         experiment: that the run belongs to; it is created if needed.
         name: of the run there; absent: the run's own name.
         x_axis: what MLflow takes for the step.

@@ -26,7 +26,7 @@ from megacode.train.scoring_process import last_message
 
 log = logging.getLogger(__name__)
 
-_NICENESS = 10
+_NICENESS, _LOWEST_PRIORITY = 10, 19  # more than the run's own, which may be started with nice; the kernel's limit
 _FIRST_PAUSE, _LONGEST_PAUSE = 10.0, 600.0  # seconds between an end and the next start; doubles each time
 _HURRY_SECONDS = 5.0  # to wait for mirrors when the run was told to stop: who told it may not wait long
 _LOOK_SECONDS = 0.05
@@ -60,7 +60,8 @@ class _Child:
             self._failed(str(error))
             return
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, self.process.pid, _NICENESS)
+            mine = os.getpriority(os.PRIO_PROCESS, 0)
+            os.setpriority(os.PRIO_PROCESS, self.process.pid, min(mine + _NICENESS, _LOWEST_PRIORITY))
 
     def poll(self) -> None:
         """Notice its end, and start it again when that is due."""

@@ -215,6 +215,7 @@ def test_a_mirror_that_hangs_ends_some_time_after_its_run(tmp_path: Path) -> Non
         assert process.stdin is not None
         process.stdin.close()
         assert process.wait(HANG) == 1, log.read_text()
+    assert log.read_text().endswith("Mirror error: not done 1.0 s after the run ended\n")
     assert unsent(run, "mlflow") == 1
 
 

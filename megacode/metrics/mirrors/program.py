@@ -25,6 +25,7 @@ import yaml
 from megacode.base.errors import EXIT_FAILURE, DataError, LaunchError, MirrorError
 from megacode.base.files import RunDir, digest, parse_line, read_json, write_json
 from megacode.base.lock import RunLock
+from megacode.base.units import format_seconds
 from megacode.config.mirrors import Metrics
 from megacode.metrics.mirrors.history import CurveHistory
 from megacode.metrics.mirrors.mlflow_service import MlflowService
@@ -220,6 +221,7 @@ def _watch_input(ended: threading.Event, wait: float) -> None:
         pass
     ended.set()
     time.sleep(wait)
+    os.write(2, f"{MirrorError.title}: not done {format_seconds(wait)} after the run ended\n".encode())
     os._exit(EXIT_FAILURE)
 
 
