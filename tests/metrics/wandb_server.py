@@ -77,6 +77,8 @@ class WandbServer:
             return {"upsertBucket": {"bucket": bucket, "inserted": inserted}}
         if "historyTail" in query:
             return {"model": {**_PROJECT, "bucket": self._resumed(run) if run in self.runs else None}}
+        if "createRunFiles" in query:
+            return {"createRunFiles": {"runID": run, "uploadHeaders": [], "files": []}}
         return {}
 
     def _resumed(self, run: str) -> Json:
