@@ -82,8 +82,7 @@ def build_trainer(
     ranks = groups.start(config.parallel, config.seed, config.health.hang_timeout, lambda: stop_signal.name)
     first, looks = ranks.rank == 0, nodes.first_of_node()
     streams = _streams(plan, ranks, looks, stop_signal)  # before anything is written
-    requests = TouchFiles(run) if first else None
-    watching = _watched(plan, run, ranks, requests, closing)
+    watching = _watched(plan, run, ranks, requests := TouchFiles(run) if first else None, closing)
     closing.callback(groups.stop)  # again: this one runs before the watchdog ends, so that a hang in it is noticed
     events = agreement.on_all(lambda: Events(run) if first else None)
     ledger = Ledger(run, agreement.decided(lambda: Ledger.read(run).entries), writes=first)

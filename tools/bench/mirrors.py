@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """What mirrors of metrics cost an iteration: the same small run without any, and with all, in turns.
 
-    python tools/bench/mirrors.py [--iterations 400] [--rounds 3]
+    python tools/bench/mirrors.py [--iterations 1500] [--rounds 3]
 
 With all: wandb offline, MLflow into a database in a file, and a collector that never answers. The time of an iteration
-is the median distance of the times at which lines were written, so it holds all that the loop does. The run is one CPU
-rank on a model of 100,000 parameters; mirrors share its cores, at low priority. One core is the worst case.
+is the median distance of the times at which lines were written, so it holds all that the loop does; the first half of a
+run, in which mirrors start, and the second are told apart. The run is one CPU rank on a model of 100,000 parameters;
+mirrors share its cores, at low priority. One core is the worst case.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def main(
-    iterations: Annotated[int, typer.Option(min=10, help="Of each run's first phase.")] = 400,
+    iterations: Annotated[int, typer.Option(min=10, help="Of each run's first phase.")] = 1500,
     rounds: Annotated[int, typer.Option(min=1, help="Pairs of runs.")] = 3,
 ) -> None:
-    """Print milliseconds an iteration without and with mirrors, and the ratio."""
+    """Print milliseconds an iteration without and with mirrors, and the ratio, for both halves of the runs."""
     with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
         place = Path(folder)
         write_data(place / "data")
@@ -42,14 +43,17 @@ def main(
             f"metrics={{wandb: {{project: bench, mode: offline}}, mlflow: {{tracking_uri: 'sqlite:///{place}/m.db'}}, "
             f"opentelemetry: {{endpoint: '{collector}'}}, wait: 1s}}"
         )
-        seconds: dict[str, list[float]] = {"without": [], "with": []}
+        halves: dict[str, list[tuple[float, float]]] = {"without": [], "with": []}
         for number in range(rounds):
             for name, settings in (("without", []), ("with", [mirrors])):
-                seconds[name].append(measured(place, f"{name}-{number}", iterations, settings))
-    without, all_three = (statistics.median(seconds[name]) for name in ("without", "with"))
-    for name, values in seconds.items():
-        typer.echo(f"{name:8s} {' '.join(f'{1000 * value:8.2f}' for value in values)} ms an iteration")
-    typer.echo(f"ratio    {all_three / without:8.3f}, on {len(os.sched_getaffinity(0))} cores")
+                halves[name].append(measured(place, f"{name}-{number}", iterations, settings))
+    for half, called in enumerate(("first half", "second half")):
+        medians = []
+        for name, pairs in halves.items():
+            values = [1000 * pair[half] for pair in pairs]
+            medians.append(statistics.median(values))
+            typer.echo(f"{called:11s} {name:8s} {' '.join(f'{value:8.2f}' for value in values)} ms an iteration")
+        typer.echo(f"{called:11s} ratio    {medians[1] / medians[0]:8.3f}, on {len(os.sched_getaffinity(0))} cores")
 
 
 def write_data(path: Path) -> None:
@@ -61,15 +65,17 @@ def write_data(path: Path) -> None:
     module.write_golden_data(path)
 
 
-def measured(place: Path, name: str, iterations: int, settings: list[str]) -> float:
-    """Train a run, and return its median seconds an iteration."""
+def measured(place: Path, name: str, iterations: int, settings: list[str]) -> tuple[float, float]:
+    """Train a run, and return the median seconds an iteration of its first and its second half."""
     config = ROOT / "tests" / "golden" / "golden.yaml"
     words = ["train", str(config), f"run_dir={name}", f"phases.balanced.iterations={iterations}", *settings]
     done = subprocess.run(child_processes.command(words), cwd=place, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
     times = [line["time"] for line in read_metrics(RunDir(place / name).metrics, "train")]
-    return statistics.median(after - before for before, after in pairwise(times))
+    seconds = [after - before for before, after in pairwise(times)]
+    half = len(seconds) // 2
+    return statistics.median(seconds[:half]), statistics.median(seconds[half:])
 
 
 if __name__ == "__main__":

@@ -260,7 +260,7 @@ def _first_event(run: RunDir) -> tuple[str, float] | None:
         return None
     with run.events.open("rb") as file:
         line = file.readline()
-    # The first event never changes: the id stays when the directory is moved, and differs when the run is started anew.
+    # The first event never changes: the id stays when the directory is moved, and another run there has another.
     return (digest(line)[:16], float(parse_line(line).get("time") or time.time())) if line.endswith(b"\n") else None
 
 
