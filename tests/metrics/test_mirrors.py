@@ -247,6 +247,9 @@ def test_a_service_that_refuses_is_one_line_and_the_others_get_their_lines(tmp_p
     [
         ("", (), "there is no run here"),
         ("name: x\n", (), "the run has no mirrors"),
+        ("name: [x\n", (), "run.yaml"),
+        ("[x]\n", (), "its section `metrics` cannot be used"),
+        ("metrics: {wandb: {projct: x}}\n", (), "its section `metrics` cannot be used"),
         ("name: x\n", ("--only", "wandb"), "add metrics.wandb to its config"),
         (
             json.dumps({"metrics": {"wandb": {"project": "p"}, "mlflow": {"tracking_uri": "x"}}}),
@@ -262,3 +265,4 @@ def test_bad_arguments_are_refused(tmp_path: Path, config: str, options: tuple[s
     done = mirror(run, *options)
     assert done.returncode == 2
     assert said in done.stderr
+    assert "Traceback" not in done.stderr

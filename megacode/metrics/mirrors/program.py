@@ -20,13 +20,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import yaml
+from pydantic import ValidationError
 
 from megacode.base.errors import EXIT_FAILURE, DataError, LaunchError, MirrorError
 from megacode.base.files import RunDir, digest, parse_line, read_json, write_json
 from megacode.base.lock import RunLock
 from megacode.base.units import format_seconds
 from megacode.config.mirrors import Metrics
+from megacode.config.yaml_reader import parse_yaml
 from megacode.metrics.mirrors.history import CurveHistory
 from megacode.metrics.mirrors.mlflow_service import MlflowService
 from megacode.metrics.mirrors.otlp_service import OtlpService
@@ -239,10 +240,13 @@ def _service(settings: Metrics, name: str) -> MirrorService:
 def _settings(run: RunDir) -> tuple[dict[str, Any], Metrics]:
     """Return a run's resolved config, and its section on mirrors."""
     try:
-        config = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+        config = parse_yaml(run.config.read_text(encoding="utf-8"), str(run.config))
+        return config, Metrics.model_validate(config.get("metrics") or {})
     except FileNotFoundError:
         raise DataError("there is no run here", str(run.path), "give the directory of a run that has started") from None
-    return config, Metrics.model_validate(config.get("metrics") or {})
+    except (AttributeError, ValidationError):  # a start writes it whole, so somebody has edited it
+        fix = "`megacode plan` of this file says what is wrong"
+        raise DataError("its section `metrics` cannot be used", str(run.config), fix) from None
 
 
 def configured(run: RunDir) -> tuple[str, ...]:
