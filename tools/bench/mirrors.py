@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What mirrors of metrics cost an iteration: the same small run without any, and with all, in turns.
 
-    python tools/bench/mirrors.py [--iterations 1500] [--rounds 3]
+    python tools/bench/mirrors.py [--iterations 1000] [--rounds 3]
 
 With all: wandb offline, MLflow into a database in a file, and a collector that never answers. The time of an iteration
 is the median distance of the times at which lines were written, so it holds all that the loop does; the first half of a
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def main(
-    iterations: Annotated[int, typer.Option(min=10, help="Of each run's first phase.")] = 1500,
+    iterations: Annotated[int, typer.Option(min=10, help="Of each run's first phase.")] = 1000,
     rounds: Annotated[int, typer.Option(min=1, help="Pairs of runs.")] = 3,
 ) -> None:
     """Print milliseconds an iteration without and with mirrors, and the ratio, for both halves of the runs."""
