@@ -54,6 +54,9 @@ EXTRAS = {
     "dali-cuda12": ["nvidia-dali-cuda120>=2.0"],
     "eval": ["lm-eval[math]==0.4.13"],
     "vllm": ["lm-eval[math,vllm]==0.4.13"],  # --backend vllm; needs a GPU
+    "wandb": ["wandb>=0.31"],
+    "mlflow": ["mlflow-skinny>=3"],  # a client of a tracking server; a database also needs sqlalchemy and alembic
+    "otel": ["opentelemetry-sdk>=1.40", "opentelemetry-exporter-otlp-proto-http>=1.40"],
     "dev": [
         "pytest",
         "pytest-timeout",
@@ -62,6 +65,12 @@ EXTRAS = {
         "moto[s3]",  # a server that speaks S3, with the next two
         "flask",
         "flask-cors",
+        "wandb>=0.31",  # with the next five: mirrors of metrics
+        "mlflow-skinny>=3",
+        "sqlalchemy",
+        "alembic",
+        "opentelemetry-sdk>=1.40",
+        "opentelemetry-exporter-otlp-proto-http>=1.40",
         "atheris; python_version < '3.14'",  # fuzzing guided by coverage; its tests are skipped without it
         "hypothesis",
         "ruff",

@@ -40,8 +40,8 @@ class Finding(TypedDict):
 def examine() -> list[Finding]:
     """Check everything that determines how megacode runs here."""
     return [
-        _machine(), _torch(), _cuda(), _nccl(), _network(), *_megatron(), _dali(), _lm_eval(), _slurm(),
-        _disk(Path.cwd()),
+        _machine(), _torch(), _cuda(), _nccl(), _network(), *_megatron(), _dali(), _lm_eval(), *_mirrors(),
+        _slurm(), _disk(Path.cwd()),
     ]  # fmt: skip
 
 
@@ -207,6 +207,21 @@ def _lm_eval() -> Finding:
     found = _version("lm-eval")
     path = "megacode evaluate" if found else "megacode evaluate needs it: pip install 'megacode[eval]'"
     return Finding(part="lm-eval", found=found, path=path)
+
+
+def _mirrors() -> list[Finding]:
+    """Report the libraries that mirror metrics; each is optional."""
+    libraries = (
+        ("wandb", "wandb", "wandb", "metrics.wandb"),
+        ("mlflow-skinny", "mlflow-skinny", "mlflow", "metrics.mlflow"),
+        ("OpenTelemetry", "opentelemetry-exporter-otlp-proto-http", "otel", "metrics.opentelemetry"),
+    )
+    findings = []
+    for part, package, extra, setting in libraries:
+        found = _version(package)
+        path = f"used with {setting}" if found else f"optional: {setting} needs it: pip install 'megacode[{extra}]'"
+        findings.append(Finding(part=part, found=found, path=path))
+    return findings
 
 
 def _slurm() -> Finding:

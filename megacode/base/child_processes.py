@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from megacode.base.errors import EXIT_FAILURE
 
 _PR_SET_PDEATHSIG = 1  # of prctl: the signal that this process gets when its parent dies
+# Variables by which torchrun, srun and MPI describe a rank. A child that inherited them would wait for other ranks.
+_OF_A_RANK = re.compile(
+    r"RANK|WORLD_SIZE|LOCAL_(RANK|WORLD_SIZE)|NODE_RANK|(GROUP|ROLE|MASTER)_.*|(TORCHELASTIC|PMI|PMIX|OMPI|SLURM)_.*"
+)
 _PROGRAM = Path(__file__).parents[1] / "cli" / "__main__.py"
 
 
@@ -33,6 +38,13 @@ def command(arguments: Sequence[str]) -> list[str]:
     if sys.flags.no_user_site:
         flags.append("-s")
     return [sys.executable, *flags, str(_PROGRAM.absolute()), *arguments]
+
+
+def without_rank(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return a rank's environment for a child that is no rank."""
+    return {
+        name: value for name, value in environment.items() if not _OF_A_RANK.fullmatch(name) or name == "SLURM_CONF"
+    }
 
 
 def follow_parent() -> Callable[[], None] | None:

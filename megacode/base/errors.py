@@ -92,6 +92,13 @@ class LaunchError(MegacodeError):
     title = "Launch error"
 
 
+class MirrorError(MegacodeError):
+    """A service does not take a run's measurements; they are all in metrics.jsonl, and can be sent later."""
+
+    title = "Mirror error"
+    exit_code = EXIT_FAILURE
+
+
 class StoppedError(MegacodeError):
     """The run was asked to stop before it trained; it can be started again (exit code 75).
 

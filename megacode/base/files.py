@@ -248,6 +248,7 @@ class RunDir:
         events: starts, stops and saves, one JSON object each; only rank 0 writes it.
         hangs: the watchdog's events, written by the rank that first notices a hang: rank 0 may be the one that hangs.
         tensorboard: a copy of the metrics for TensorBoard.
+        mirrors: how far each mirror of the metrics is, its log, and files of its library.
         checkpoints: one directory a checkpoint.
         abandoned: checkpoints that were moved aside, with the reason in their names; the run never resumes from them.
         latest: a text file with the name of the newest complete checkpoint.
@@ -274,6 +275,7 @@ class RunDir:
         self.events = self.path / "events.jsonl"
         self.hangs = self.path / "hangs.jsonl"
         self.tensorboard = self.path / "tensorboard"
+        self.mirrors = self.path / "mirrors"
         self.checkpoints = self.path / "checkpoints"
         self.abandoned = self.checkpoints / "abandoned"
         self.latest = self.path / "latest"

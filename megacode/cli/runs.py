@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from megacode.base.errors import EXIT_CHECK, MegacodeError
+from megacode.base.errors import EXIT_CHECK, ConfigError, LaunchError, MegacodeError, MirrorError
 from megacode.base.imports import uncollected
 from megacode.base.logs import OPENED, setup_logging
+from megacode.base.units import counted
 from megacode.base.user_paths import refuse_existing
 from megacode.cli.options import (
     AcceptChangedPast,
@@ -174,3 +176,40 @@ def report(
     from megacode.report.page import write_report
 
     typer.echo(str(write_report(run_dirs, out)))
+
+
+@app.command()
+def mirror(
+    run_dir: RunDirectory,
+    only: Annotated[
+        list[str] | None, typer.Option(help="wandb, mlflow or opentelemetry; may be repeated. Default: all of the run.")
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Continue until standard input is closed. Training starts mirrors so.")
+    ] = False,
+) -> None:
+    """Send a run's metrics to the services of its config; what they have already is not sent again."""
+    from megacode.base.files import RunDir
+    from megacode.metrics.mirrors import program
+
+    setup_logging()
+    run = RunDir(run_dir)
+    names = only or program.configured(run)
+    if follow and len(names) != 1:
+        raise ConfigError(f"--follow sends to one service, not {len(names)}", "--follow", "choose it with --only NAME")
+    if not names:
+        raise ConfigError("the run has no mirrors", str(run.config), "add metrics.wandb, .mlflow or .opentelemetry")
+    errors: list[MegacodeError] = []
+    for name in names:
+        if follow:
+            program.follow(program.Mirror(run, name))
+            return
+        try:
+            typer.echo(f"{name}: {counted(program.send(run, name), 'line')} sent")
+        except MirrorError as error:
+            again = "repeat the command: only what is missing is sent"
+            errors.append(MirrorError(problems=[replace(problem, fix=again) for problem in error.problems]))
+        except LaunchError as error:  # the run still trains, and its own mirror sends
+            errors.append(error)
+    if errors:
+        raise type(errors[-1])(problems=[problem for error in errors for problem in error.problems])

@@ -18,6 +18,7 @@ import yaml
 from megacode.base.errors import ConfigError, Problem
 from megacode.base.urls import absolute
 from megacode.config.evaluate_rules import EVALUATE_RULES
+from megacode.config.mirror_rules import MIRROR_RULES
 from megacode.config.overrides import apply_overrides
 from megacode.config.phase_rules import PHASE_RULES
 from megacode.config.placeholders import UNKNOWN, while_known
@@ -76,7 +77,7 @@ def validate(raw: dict[str, Any], origins: Origins | str, unusable: Sequence[Pro
 
 def _broken_rules(config: RunConfig) -> Iterator[Problem]:
     """Yield the problems of a config, in which settings may be unknown."""
-    for rule in (*RULES, *EVALUATE_RULES):
+    for rule in (*RULES, *EVALUATE_RULES, *MIRROR_RULES):
         yield from while_known(rule(config))
     yield from while_known(_broken_phase_rules(config))
 
@@ -192,6 +193,7 @@ def _absolute(config: RunConfig) -> RunConfig:
         name: source.model_copy(update={"path": absolute(source.path)}) for name, source in config.sources.items()
     }
     changes: dict[str, Any] = {"sources": sources, "run_dir": os.path.abspath(config.directory)}
+    changes["metrics"] = config.metrics.absolute()
     if config.objects.cache is not None:
         cache = os.path.abspath(os.path.expanduser(config.objects.cache))
         changes["objects"] = config.objects.model_copy(update={"cache": cache})

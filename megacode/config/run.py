@@ -9,6 +9,7 @@ from pydantic import Field
 from megacode.config.data import Phase, Source, Validation
 from megacode.config.evaluate import Evaluate
 from megacode.config.health import Health, Limits
+from megacode.config.mirrors import Metrics
 from megacode.config.model import ModelConfig, TokenizerConfig
 from megacode.config.objects import Objects
 from megacode.config.quantity import Frozen
@@ -33,6 +34,7 @@ class RunConfig(Frozen):
         precision: number formats.
         checkpoint: when to save and what to keep.
         evaluate: scores while training; absent: none.
+        metrics: where the measurements are mirrored: Weights & Biases, MLflow, OpenTelemetry.
         health: monitoring of spikes, hangs and slow ranks.
         limits: how long one start may take.
         init: where the first weights come from.
@@ -54,6 +56,7 @@ class RunConfig(Frozen):
     precision: Precision = Precision()
     checkpoint: CheckpointPolicy = CheckpointPolicy()
     evaluate: Evaluate | None = None
+    metrics: Metrics = Metrics()
     health: Health = Health()
     limits: Limits = Limits()
     init: Init = Init()

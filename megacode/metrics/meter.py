@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -83,6 +84,7 @@ class Meter:
             "flops_per_second": flops,
             # Of the dense peak of the run's own dtype, also in FP8, so that runs are comparable.
             "mfu": flops / self.peak_flops if self.peak_flops else None,
+            "time": round(time.time(), 3),
         }
 
     def _planned_and_seen(self, consumed: int) -> dict[str, dict[str, int]]:

@@ -21,6 +21,7 @@ from megacode.base.files import RunDir, to_json
 from megacode.base.progress import new_progress, on_terminal
 from megacode.base.units import format_count, format_measured, format_rate
 from megacode.metrics import probes
+from megacode.metrics.numbers import numbers
 from megacode.metrics.reader import SEGMENT, read_past
 
 log = logging.getLogger(__name__)
@@ -172,30 +173,12 @@ class TensorBoardSink:
             self._writer = None
 
     def _add_scalars(self, record: Record) -> None:
-        numbers = _score_numbers(record) if record["kind"] == "score" else _numbers(record, record["kind"])
-        for name, value in numbers:
-            self._writer.add_scalar(name, value, record["iteration"])
+        for name, value in numbers(record):
+            if name[-1] != "time":  # TensorBoard has its own
+                self._writer.add_scalar("/".join(name), value, record["iteration"])
 
     def _end(self) -> None:
         self._writer.close()
-
-
-def _numbers(record: Record, prefix: str) -> list[tuple[str, float]]:
-    """Return a record's numbers with their path as name: `train/loss_by_source/code`."""
-    numbers: list[tuple[str, float]] = []
-    for key, value in record.items():
-        if isinstance(value, dict):
-            numbers += _numbers(value, f"{prefix}/{key}")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            numbers.append((f"{prefix}/{key}", float(value)))
-    return numbers
-
-
-def _score_numbers(record: Record) -> list[tuple[str, float]]:
-    """Return scores and means by suite and task: `score/demo/demo_bits_code/bits_per_byte`."""
-    numbers = _numbers({"means": record.get("means", {}), **record["scores"]}, f"score/{record['suite']}")
-    # Standard errors would double the number of curves.
-    return [(name, value) for name, value in numbers if not name.endswith("_stderr")]
 
 
 class ConsoleSink:

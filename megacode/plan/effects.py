@@ -15,8 +15,11 @@ _TABLE = {
         checkpoint.keep_every checkpoint.at_start checkpoint.keep_phase_ends checkpoint.async health.hang_timeout
         health.report_every health.spikes.limit model.preset phases.*.name""",
     "measurement": """evaluate.every evaluate.at_phase_ends evaluate.suite evaluate.limit evaluate.without
-        evaluate.run_generated_code evaluate.where evaluate.backend evaluate.device evaluate.threads evaluate.sbatch
-        evaluate.keep_exports evaluate.wait validation.every validation.samples""",
+        evaluate.run_generated_code evaluate.where evaluate.backend evaluate.device evaluate.threads
+        evaluate.sbatch evaluate.keep_exports evaluate.wait validation.every validation.samples metrics.wait
+        metrics.wandb.project metrics.wandb.entity metrics.wandb.name metrics.wandb.group metrics.wandb.tags
+        metrics.wandb.mode metrics.wandb.x_axis metrics.mlflow.tracking_uri metrics.mlflow.experiment
+        metrics.mlflow.name metrics.mlflow.x_axis metrics.opentelemetry.endpoint""",
     "layout": """parallel.tensor parallel.pipeline parallel.virtual_pipeline parallel.context
         parallel.sequence_parallel parallel.distributed_optimizer parallel.overlap_grad_reduce
         parallel.overlap_param_gather parallel.recompute train.micro_batch_size train.loader train.prefetch

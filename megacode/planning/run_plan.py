@@ -30,6 +30,7 @@ from megacode.plan.learning_rate import LearningRateSchedule
 from megacode.plan.optimizers import prove_same_optimizer
 from megacode.plan.past import lost, unknown_loss
 from megacode.plan.phases import Schedule, SourceSize, build_schedule, prove_past
+from megacode.planning.mirrors import mirror_problems
 from megacode.planning.suite import check_scoring
 from megacode.planning.tables import plan_document
 
@@ -104,11 +105,12 @@ def check_trainable(config: RunConfig) -> None:
 
 
 def _untrainable(config: RunConfig) -> list[Problem]:
+    problems = list(mirror_problems(config))
     try:
         check_scoring(config)
     except ConfigError as error:
-        return list(error.problems)
-    return []
+        problems += error.problems
+    return problems
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,6 @@ _LONGEST_REASON = 500  # characters in an event
 _PROMPT = "$ "
 _MESSAGE = re.compile(r"^(?:[A-Z][a-z]+ error|Verification failed): ", re.MULTILINE)
 
-# Variables by which torchrun, srun and MPI describe a rank. A child that inherited them would wait for other ranks.
-_OF_A_RANK = re.compile(
-    r"RANK|WORLD_SIZE|LOCAL_(RANK|WORLD_SIZE)|NODE_RANK|(GROUP|ROLE|MASTER)_.*|(TORCHELASTIC|PMI|PMIX|OMPI|SLURM)_.*"
-)
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 
 
@@ -77,7 +73,7 @@ class Child:
         """Return why it failed: its error message, or the last line of its output."""
         code = self.process.returncode
         ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        message = _last_message(self.log)
+        message = last_message(self.log)
         return f"{message} ({ended})" if message else ended
 
 
@@ -130,7 +126,7 @@ def command(config: Evaluate, checkpoint: Path) -> list[str]:
 
 def environment(config: Evaluate, mine: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of a scoring process, made from a rank's."""
-    kept = {name: value for name, value in mine.items() if not _OF_A_RANK.fullmatch(name) or name == "SLURM_CONF"}
+    kept = child_processes.without_rank(mine)
     if config.where == "slurm":  # the job's node has other cores and GPUs
         return {name: value for name, value in kept.items() if name not in (*_THREADS, "CUDA_VISIBLE_DEVICES")}
     threads = str(min(config.threads, cores.usable()))
@@ -149,7 +145,7 @@ def spared_at_most(config: Evaluate | None) -> int:
     return 0 if config is None else at_once(config) + 1
 
 
-def _last_message(log: Path) -> str:
+def last_message(log: Path) -> str:
     """Return a log's last error message, or else its last line; empty if it has only the command."""
     try:
         text = log.read_bytes()[-_TAIL_BYTES:].decode("utf-8", errors="replace")

@@ -40,6 +40,7 @@ from megacode.metrics.sinks import Events, Sink, open_sinks
 from megacode.planning.run_plan import Plan
 from megacode.train import node_ranks, old_stacks, restoring
 from megacode.train.fp8_watch import Fp8Watch
+from megacode.train.mirroring import Mirrors
 from megacode.train.origin import Origin, check_inherited, check_restart, find_origin
 from megacode.train.run_log import RunLog
 from megacode.train.saving import Saver
@@ -82,8 +83,7 @@ def build_trainer(
     ranks = groups.start(config.parallel, config.seed, config.health.hang_timeout, lambda: stop_signal.name)
     first, looks = ranks.rank == 0, nodes.first_of_node()
     streams = _streams(plan, ranks, looks, stop_signal)  # before anything is written
-    requests = TouchFiles(run) if first else None
-    watching = _watched(plan, run, ranks, requests, closing)
+    watching = _watched(plan, run, ranks, requests := TouchFiles(run) if first else None, closing)
     closing.callback(groups.stop)  # again: this one runs before the watchdog ends, so that a hang in it is noticed
     events = agreement.on_all(lambda: Events(run) if first else None)
     ledger = Ledger(run, agreement.decided(lambda: Ledger.read(run).entries), writes=first)
@@ -114,6 +114,7 @@ def build_trainer(
         requests=requests,
         stop_signal=stop_signal,
         scoring=scoring,
+        mirrors=_mirrors(plan, run, first, closing),
         start=start | _this_process(plan, state, ranks),
     )
 
@@ -122,6 +123,12 @@ def _scoring(plan: Plan, run: RunDir, events: Events | None, ledger: Ledger, clo
     scoring = Scoring(run, plan.config.evaluate, plan.scored(), events, ledger.samples)
     closing.callback(scoring.close)
     return scoring
+
+
+def _mirrors(plan: Plan, run: RunDir, first: bool, closing: ExitStack) -> Mirrors:
+    mirrors = Mirrors(run, plan.config.metrics, first)
+    closing.callback(mirrors.close)
+    return mirrors
 
 
 def _origin(

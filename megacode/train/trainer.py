@@ -30,6 +30,7 @@ from megacode.plan.phases import PhasePlan, Schedule
 from megacode.train import restoring
 from megacode.train.calendar import Calendar, Iteration
 from megacode.train.fp8_watch import Fp8Watch
+from megacode.train.mirroring import Mirrors
 from megacode.train.presence import StopReason, closing_lines
 from megacode.train.run_log import RunLog, seconds_since_start
 from megacode.train.saving import Saver
@@ -63,6 +64,7 @@ class Trainer:
         requests: files that a user touches; None except on rank 0.
         stop_signal: signals to this process.
         scoring: schedules the scoring of checkpoints.
+        mirrors: send the metrics to where people look; only rank 0's do anything.
         start: facts of this start's event.
     """
 
@@ -82,6 +84,7 @@ class Trainer:
     requests: TouchFiles | None
     stop_signal: StopSignal
     scoring: Scoring
+    mirrors: Mirrors
     start: dict[str, Any]
 
     # What is due: pure functions of the clock.
@@ -125,6 +128,7 @@ class Trainer:
         last = Iteration(self.state.iteration, self.state.consumed_samples, self.state.consumed_samples)
         self.run_log.event(**self.start, command=shlex.join(["megacode", *sys.argv[1:]]), seconds=seconds_since_start())
         self.scoring.begin(self.state.iteration)
+        self.mirrors.poll()
         if self.state.iteration == 0 and self.config.checkpoint.at_start:
             self.save(last)
         if self.state.iteration == 0 and self.config.validation.fraction > 0:
@@ -247,6 +251,7 @@ class Trainer:
         signalled, late, stop, save, busy, failed = groups.any_of(*wishes)
         self.saver.settle(busy, failed)
         self.write_scores()
+        self.mirrors.poll()
         if save:
             self.save_unless_saved(iteration)
         if self.guard.exhausted:
@@ -285,6 +290,7 @@ class Trainer:
         seconds = seconds_since_start()
         self.run_log.event("stop", reason=reason, signal=self.stop_signal.name, saved=saved, seconds=seconds)
         self.run_log.close()
+        self.mirrors.finish(hurry=reason in ("signal", "time_limit"))
         for line in closing_lines(reason, self.run, self.state, self.batches, first, seconds):
             log.info("%s", line)
         return reason if saved else "save_failed"
