@@ -219,11 +219,12 @@ class MuonOptimizer:
         return [direction.float() for direction in directions]
 
     def _direction(self, owned: Owned) -> Tensor:
-        """Advance the momentum of a slice, and return what is to be orthogonalized."""
+        """Advance the momentum of a slice, and return what is to be orthogonalized, in memory of its own."""
         gradient, momentum = owned.main.grad, self._momentum[owned.name]
         assert gradient is not None
         momentum.lerp_(gradient, 1.0 - self._settings.momentum)
-        return gradient.lerp(momentum, self._settings.momentum) if self._settings.nesterov else momentum
+        # A copy: tensor-parallel ranks receive the update in its place.
+        return gradient.lerp(momentum, self._settings.momentum) if self._settings.nesterov else momentum.clone()
 
     def _whole_update(self, owned: Owned, slices: Sequence[Tensor]) -> list[Tensor]:
         """Return each tensor-parallel rank's slice of the scaled update of a parameter."""
