@@ -30,7 +30,7 @@ from torch import Tensor
 
 from megacode.config.run import RunConfig
 from megacode.config.training import OptimizerName
-from megacode.mcore.matrices import Stack, stack
+from megacode.mcore.matrices import stacks
 from megacode.mcore.newton_schulz import orthogonalized, step_scale
 from megacode.mcore.owners import Owned, Shares
 from megacode.mcore.sharding import model_state
@@ -60,8 +60,7 @@ class MuonOptimizer:
         self._tensor = parallel_state.get_tensor_model_parallel_group()
         self._model_parallel = parallel_state.get_model_parallel_group()
         parameters = _parameters(chunks)
-        found = {name: stack(config.model, self._tensor.size(), name) for name in parameters}
-        self._stacks: dict[str, Stack] = {name: one for name, one in found.items() if one is not None}
+        self._stacks = stacks(config.model, self._tensor.size(), parameters)
         copies = parallel_state.get_data_parallel_group(with_context_parallel=True)
         self._shares = Shares(parameters, set(self._stacks), copies, config.parallel.distributed_optimizer)
         self._muon: dict[str, Any] = {"params": [], "wd_mult": 1.0, "lr": 0.0, "weight_decay": 0.0}
