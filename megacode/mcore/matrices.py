@@ -12,13 +12,16 @@ So the rows of a slice are groups of parts, and part i of all groups belongs to 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from megacode.config.model import ModelConfig
+
+_IN_BLOCK = re.compile(r"\blayers\.\d+\.(.+)")
 
 
 @dataclass(frozen=True)
@@ -54,19 +57,26 @@ class Stack:
         return torch.cat(parts, dim=1).view(-1, columns).contiguous()
 
 
-def stack(model: ModelConfig, tensor: int, name: str) -> Stack | None:
-    """Return how matrices lie in a parameter; None: it is no matrix of a block.
+def stacks(model: ModelConfig, tensor: int, parameters: Mapping[str, Tensor]) -> dict[str, Stack]:
+    """Return how matrices lie in each parameter of the blocks that holds any; vectors hold none.
+
+    A parameter that is not known here is an error: AdamW would train it, and nobody would notice.
 
     Args:
         model: its shape.
         tensor: tensor-parallel size.
-        name: mcore's name of the parameter, such as `decoder.layers.0.mlp.linear_fc1.weight`.
+        parameters: a rank's slices by mcore's names, such as `decoder.layers.0.mlp.linear_fc1.weight`; those outside
+            of blocks are left out.
     """
     heads = model.num_attention_heads // model.query_groups
     known = {
-        "linear_qkv.weight": Stack((heads * model.head_size, model.head_size, model.head_size), 0),
-        "linear_proj.weight": Stack((model.hidden_size,), 1),
-        "linear_fc1.weight": Stack((model.ffn_hidden_size // tensor,) * 2, 0),
-        "linear_fc2.weight": Stack((model.hidden_size,), 1),
+        "self_attention.linear_qkv.weight": Stack((heads * model.head_size, model.head_size, model.head_size), 0),
+        "self_attention.linear_proj.weight": Stack((model.hidden_size,), 1),
+        "mlp.linear_fc1.weight": Stack((model.ffn_hidden_size // tensor,) * 2, 0),
+        "mlp.linear_fc2.weight": Stack((model.hidden_size,), 1),
     }
-    return next((found for suffix, found in known.items() if name.endswith(suffix)), None)
+    places = {name: _IN_BLOCK.search(name) for name, each in parameters.items() if each.dim() > 1}
+    inside = {name: place.group(1) for name, place in places.items() if place}
+    unknown = [name for name, place in inside.items() if place not in known]
+    assert not unknown, f"Muon does not know which matrices these parameters of the blocks hold: {unknown}"
+    return {name: known[place] for name, place in inside.items()}

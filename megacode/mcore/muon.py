@@ -30,7 +30,7 @@ from torch import Tensor
 
 from megacode.config.run import RunConfig
 from megacode.config.training import OptimizerName
-from megacode.mcore.matrices import Stack, stack
+from megacode.mcore.matrices import stacks
 from megacode.mcore.newton_schulz import orthogonalized, step_scale
 from megacode.mcore.owners import Owned, Shares
 from megacode.mcore.sharding import model_state
@@ -60,8 +60,7 @@ class MuonOptimizer:
         self._tensor = parallel_state.get_tensor_model_parallel_group()
         self._model_parallel = parallel_state.get_model_parallel_group()
         parameters = _parameters(chunks)
-        found = {name: stack(config.model, self._tensor.size(), name) for name in parameters}
-        self._stacks: dict[str, Stack] = {name: one for name, one in found.items() if one is not None}
+        self._stacks = stacks(config.model, self._tensor.size(), parameters)
         copies = parallel_state.get_data_parallel_group(with_context_parallel=True)
         self._shares = Shares(parameters, set(self._stacks), copies, config.parallel.distributed_optimizer)
         self._muon: dict[str, Any] = {"params": [], "wd_mult": 1.0, "lr": 0.0, "weight_decay": 0.0}
@@ -219,11 +218,12 @@ class MuonOptimizer:
         return [direction.float() for direction in directions]
 
     def _direction(self, owned: Owned) -> Tensor:
-        """Advance the momentum of a slice, and return what is to be orthogonalized."""
+        """Advance the momentum of a slice, and return what is to be orthogonalized, in memory of its own."""
         gradient, momentum = owned.main.grad, self._momentum[owned.name]
         assert gradient is not None
         momentum.lerp_(gradient, 1.0 - self._settings.momentum)
-        return gradient.lerp(momentum, self._settings.momentum) if self._settings.nesterov else momentum
+        # A copy: tensor-parallel ranks receive the update in its place.
+        return gradient.lerp(momentum, self._settings.momentum) if self._settings.nesterov else momentum.clone()
 
     def _whole_update(self, owned: Owned, slices: Sequence[Tensor]) -> list[Tensor]:
         """Return each tensor-parallel rank's slice of the scaled update of a parameter."""

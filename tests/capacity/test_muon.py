@@ -5,10 +5,11 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megacode.capacity.buffers import countable
+from megacode.capacity.buffers import countable, rank_parameters, state_elements
 from megacode.capacity.hardware import load_hardware
 from megacode.capacity.interruptions import checkpoint_bytes
 from megacode.capacity.layout import Layout
@@ -16,6 +17,7 @@ from megacode.capacity.memory import fullest
 from megacode.capacity.owners import loads, owners, run_of
 from megacode.capacity.speed import step_time
 from megacode.config.loading import validate
+from tests.mcore.decoders import MODELS
 
 SIZES = st.dictionaries(st.text("abc0123456789.", min_size=1, max_size=4), st.integers(1, 1000), max_size=30)
 
@@ -41,7 +43,7 @@ def test_runs_follow_each_other_and_none_is_longer_than_the_first(total: int, ra
     assert all(0 <= last - first <= runs[0][1] for first, last in runs)
 
 
-def placed(*optimizers: str, gpus: int = 16, **parallel: Any) -> Layout:
+def placed(*optimizers: str, gpus: int = 16, model: dict[str, Any] | None = None, **parallel: Any) -> Layout:
     rate = {"schedule": "constant", "peak": 1e-3}
     phases = [
         {"name": str(n), "tokens": "1B", "blend": {"text": 1}, "learning_rate": rate, "optimizer": optimizer}
@@ -49,7 +51,7 @@ def placed(*optimizers: str, gpus: int = 16, **parallel: Any) -> Layout:
     ]
     raw = {
         "name": "t",
-        "model": {"preset": "llama-8b"},
+        "model": {"preset": "llama-8b", **(model or {})},
         "sources": {"text": {"path": "text", "tokens": "9B"}},
         "phases": phases,
         "train": {"seq_length": 8192, "global_batch_size": 512},
@@ -70,6 +72,13 @@ def test_muon_saves_a_third_of_the_state_of_matrices() -> None:
     hardware = load_hardware("H100")
     mixed, plain = (fullest(placed(*names, tensor=2), hardware, "local") for names in (("muon", "adamw"), ("muon",)))
     assert mixed.optimizer > plain.optimizer
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_every_parameter_has_its_state_counted(model: dict[str, Any]) -> None:
+    for parallel in ({}, {"tensor": 2, "pipeline": 2}):
+        place = placed("muon", model=model, distributed_optimizer=False, **parallel)
+        assert sum(state_elements(place, 0, None)) == rank_parameters(place, 0).total
 
 
 def test_muon_costs_operations_and_communication() -> None:

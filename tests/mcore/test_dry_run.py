@@ -111,9 +111,12 @@ def test_runs_that_only_a_gpu_can_compute_are_built_too() -> None:
 
 
 @pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)
-@pytest.mark.parametrize("layout", ["tp2-cp2-overlap", "tp2-whole-optimizer"])
-def test_decoders_of_today_are_built_as_planned(settings: dict[str, Any], layout: str) -> None:
-    run = config("llama-1b", LAYOUTS[layout])
+@pytest.mark.parametrize(
+    ("layout", "optimizer"), [("tp2-cp2-overlap", "adamw"), ("tp2-whole-optimizer", "adamw"), ("pp2-vpp2", "muon")]
+)
+def test_decoders_of_today_are_built_as_planned(settings: dict[str, Any], layout: str, optimizer: str) -> None:
+    train = {"seq_length": 8192, "global_batch_size": 2048, "optimizer": optimizer}
+    run = config("llama-1b", LAYOUTS[layout], train=train)
     run = run.model_copy(update={"model": ModelConfig.model_validate({**run.model.model_dump(), **settings})})
     rows = dry_run.dry_run(Layout(run, 512, run.model.vocab_size or 0), [0, 511])
     assert [row["unequal"] for row in rows] == [{}, {}]

@@ -25,6 +25,7 @@ BLOCKS: dict[str, dict[str, Any]] = {
     "dropout": {"model": {"hidden_dropout": 0.1, "attention_dropout": 0.1}},
     "deep": {"model": {"num_layers": 8}},
     "muon": {"train": {"optimizer": "muon"}},
+    "muon-plain": {"train": {"optimizer": "muon", "muon": {"nesterov": False}}},
     "muon-tied": {"train": {"optimizer": "muon"}, "model": {"share_embeddings_and_output_weights": True}},
     "muon-bf16": {"train": {"optimizer": "muon"}, "dtype": "bf16"},
 }
@@ -46,6 +47,7 @@ TWO: dict[str, dict[str, Any]] = {
     "dp2-overlap": {"distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True},
     "cp2-sharded-overlap-reduce": {"context": 2, "distributed_optimizer": True, "overlap_grad_reduce": True},
 }
+MUON_BLOCKS = ("muon", "muon-plain", "muon-tied", "muon-bf16")
 # Muon cannot overlap the gathering of weights.
 MUON = [layout for layout, settings in TWO.items() if not settings.get("overlap_param_gather")]
 FOUR: dict[str, dict[str, Any]] = {
@@ -74,6 +76,7 @@ ON_TWO = [
     *(("isolated", layout) for layout in ("tp2-sp", "pp2", "dp2", "cp2")),
     *(("bf16", layout) for layout in ("tp2-sp", "dp2-sharded", "cp2")),
     *(("muon", layout) for layout in MUON),
+    ("muon-plain", "tp2"),
     *(("muon-tied", layout) for layout in ("tp2", "pp2", "dp2-sharded")),
     *(("muon-bf16", layout) for layout in ("tp2-sp", "dp2-sharded", "cp2-sharded-overlap-reduce")),
 ]
@@ -136,7 +139,7 @@ def one(on_ranks: Callable[..., list[Any]]) -> Programs:
         ("sequential", "bf16", "dropout"),
         ("parallel", "tied"),
         ("isolated", "deep"),
-        ("muon", "muon-tied", "muon-bf16"),
+        MUON_BLOCKS,
     ]
     programs = [{block: BLOCKS[block] for block in blocks} for blocks in parts]
     return Programs(on_ranks, 1, [programs[0] | {"fused": fused}, *programs[1:]])
@@ -149,7 +152,12 @@ def two(on_ranks: Callable[..., list[Any]]) -> Programs:
     }
     for name in ("dropout", "dropout again"):
         spoilt[name] = {**BLOCKS["dropout"], "parallel": TWO["tp2"]}
-    groups = (("sequential",), ("parallel", "bf16"), ("tied", "isolated"), ("muon", "muon-tied", "muon-bf16"))
+    groups = (
+        ("sequential",),
+        ("parallel", "bf16"),
+        ("tied", "isolated"),
+        MUON_BLOCKS,
+    )
     programs = [by_block(ON_TWO, TWO, *blocks) for blocks in groups]
     return Programs(on_ranks, 2, [*programs, spoilt])
 

@@ -14,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from megacode.config.model import ModelConfig
 from megacode.config.training import Muon
-from megacode.mcore.matrices import Stack
+from megacode.mcore.matrices import Stack, stacks
 from megacode.mcore.newton_schulz import COEFFICIENTS, orthogonalized, step_scale
+from tests.mcore.decoders import MODELS
 
 RATE, DECAY, CLIP = 0.02, 0.1, 1.0
 SHARDED = {"distributed_optimizer": True}
@@ -72,7 +74,29 @@ def test_slices_are_put_together_and_cut_apart_again(parts: list[int], groups: i
     assert all(torch.equal(a, b) for a, b in zip(stack.slices(whole, ranks), slices, strict=True))
 
 
+def test_a_matrix_of_a_block_that_muon_does_not_know_is_an_error_and_not_adamws() -> None:
+    model = ModelConfig(num_layers=1, hidden_size=8, ffn_hidden_size=16, num_attention_heads=2)
+    known, new = "decoder.layers.0.mlp.linear_fc2.weight", "decoder.layers.0.mlp.router.weight"
+    others = {"embedding.word_embeddings.weight": torch.zeros(4, 8), "decoder.layers.0.mlp.bias": torch.zeros(8)}
+    assert set(stacks(model, 1, {known: torch.zeros(8, 16), **others})) == {known}
+    with pytest.raises(AssertionError, match=r"does not know which .*\['decoder.layers.0.mlp.router.weight'\]"):
+        stacks(model, 1, {known: torch.zeros(8, 16), new: torch.zeros(4, 8), **others})
+
+
 # One process: the real model, its real gradients.
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_all_matrices_of_the_blocks_and_no_others_belong_to_muon(program: ModuleType, model: dict[str, Any]) -> None:
+    from megacode.mcore.sharding import bare
+
+    parts = program.started(program.run_config(train={"optimizer": "muon"}, model=model))
+    blocks = bare(parts.chunks[0]).decoder.layers
+    expected = {id(weight) for weight in blocks.parameters() if weight.dim() > 1}
+    assert len(expected) == 4 * 4
+    assert {id(one.parameter) for one in parts.optimizer.owned if one.is_matrix} == expected
+    assert set(parts.optimizer._momentum) == {one.name for one in parts.optimizer.owned if one.is_matrix}
 
 
 def matrices_of(name: str, model: Any, weight: Tensor) -> list[tuple[Tensor, Any]]:
