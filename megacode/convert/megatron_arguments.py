@@ -30,7 +30,9 @@ _WANTED: dict[str, tuple[Any, Any]] = {
     "glu_linear_offset": (0.0, 0.0),
     "activation_func_clamp_value": (None, None),
     "mtp_num_layers": (None, None),
+    "use_mup": (False, False),  # since mcore 0.19: it scales embeddings, logits and scores
 }
+_SIZES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads")
 
 
 def model_of(arguments: Mapping[str, Any], where: str) -> ModelConfig:
@@ -39,7 +41,8 @@ def model_of(arguments: Mapping[str, Any], where: str) -> ModelConfig:
     Raises:
         CheckpointError: with all arguments that megacode does not support.
     """
-    if problems := list(_problems(arguments, where)):
+    problems = list(_missing(arguments, where)) or list(_problems(arguments, where))
+    if problems:
         raise CheckpointError(problems=problems)
     heads, hidden, given = arguments["num_attention_heads"], arguments["hidden_size"], arguments.get
     channels = given("kv_channels") or hidden // heads
@@ -71,6 +74,13 @@ def model_of(arguments: Mapping[str, Any], where: str) -> ModelConfig:
     except ValidationError as error:
         wrong = ((".".join(map(str, item["loc"])), item["msg"]) for item in error.errors())
         raise CheckpointError(problems=[Problem(f"{name}: {why}", where, _FIX) for name, why in wrong]) from None
+
+
+def _missing(arguments: Mapping[str, Any], where: str) -> Iterator[Problem]:
+    for key in (*_SIZES, *(("num_query_groups",) if arguments.get("group_query_attention") else ())):
+        if not isinstance(arguments.get(key), int):
+            what = f"its arguments have no {key}" if arguments.get(key) is None else f"{key} is no integer"
+            yield Problem(what, where, "give a checkpoint that Megatron-LM saved with its arguments")
 
 
 def _problems(arguments: Mapping[str, Any], where: str) -> Iterator[Problem]:

@@ -2,8 +2,8 @@
 
 The tensors are in torch's distributed format: pieces of whole tensors, each with its place in a file. Equal layers are
 stacked in one tensor with the layer as first axis. Everything else is a pickle that may name any class of the program
-that wrote it: the file `common.pt`, or since mcore 0.19 an object among the pieces of tensors. It is read without
-running any code; what is not plain data becomes an empty stand-in.
+that wrote it: the places of the pieces (`.metadata`), and the file `common.pt`, or since mcore 0.19 an object among the
+pieces of tensors. It is read without running any code; what is not plain data becomes an empty stand-in.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint import filesystem, metadata
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 
 from megacode.base.errors import CheckpointError
@@ -41,17 +41,19 @@ class TorchDist:
     """
 
     def __init__(self, path: Path) -> None:
-        if not (path / ".metadata").is_file():
+        self._path, self._places_file = path, path / ".metadata"
+        if not self._places_file.is_file():
             raise CheckpointError("there is no .metadata", str(path), _FIX)
-        self._path = path
-        with _parsed(path / ".metadata"):
-            self._metadata = FileSystemReader(path).read_metadata()
-        if not (path / _COMMON).is_file() and _COMMON_OBJECT not in (self._metadata.storage_data or {}):
+        with _parsed(self._places_file):
+            # Not torch's FileSystemReader: its plain unpickling would run what the file names.
+            found = _Places(io.BytesIO(self._places_file.read_bytes())).load()
+            self._places = dict(found.storage_data or {})
+            # Everything that is not a tensor (random states, counters) is left aside.
+            described = found.state_dict_metadata.items()
+            self._tensors = {name: about for name, about in described if isinstance(about, TensorStorageMetadata)}
+            self.shapes = {name: tuple(about.size) for name, about in self._tensors.items()}
+        if not (path / _COMMON).is_file() and _COMMON_OBJECT not in self._places:
             raise CheckpointError(f"there is no {_COMMON}, nor what mcore 0.19 saves in its place", str(path), _FIX)
-        # Everything that is not a tensor (random states, counters) is left aside.
-        described = self._metadata.state_dict_metadata.items()
-        self._tensors = {name: about for name, about in described if isinstance(about, TensorStorageMetadata)}
-        self.shapes = {name: tuple(about.size) for name, about in self._tensors.items()}
 
     def arguments(self) -> dict[str, Any]:
         """Return the command-line arguments of the run that wrote the checkpoint.
@@ -107,8 +109,9 @@ class TorchDist:
 
     def _stored(self, index: MetadataIndex) -> tuple[Path, bytes]:
         """Return the file that holds a piece or an object, and its bytes there."""
-        place = self._metadata.storage_data[index]
-        path = self._path / place.relative_path
+        with _parsed(self._places_file, f"the place of {index.fqn}"):
+            place = self._places[index]
+            path = self._path / place.relative_path
         with _parsed(path), path.open("rb") as file:
             file.seek(place.offset)
             return path, file.read(place.length)
@@ -143,6 +146,12 @@ class _Standin:
     def __call__(self, *unused: Any, **also_unused: Any) -> _Standin:
         return self
 
+    def __setitem__(self, key: object, value: object) -> None:  # of a defaultdict and the like
+        pass
+
+    def append(self, item: object) -> None:
+        """Leave out an item of a list of another class."""
+
 
 class _Plain(pickle.Unpickler):
     """Builds plain data, tensors and argument lists; never runs code that a pickle names."""
@@ -160,6 +169,21 @@ class _Plain(pickle.Unpickler):
         if name.endswith("Storage") and isinstance(known, type):
             return known
         return known if isinstance(known, torch.dtype) else _Standin
+
+
+class _Places(_Plain):
+    """Builds torch's description of a checkpoint: which tensors it has, and where their pieces are."""
+
+    # All are plain dataclasses. The plans of the ranks that wrote it become stand-ins.
+    _CLASSES = (
+        metadata.Metadata, metadata.MetadataIndex, metadata.TensorStorageMetadata, metadata.BytesStorageMetadata,
+        metadata.ChunkStorageMetadata, metadata.TensorProperties, metadata._MEM_FORMAT_ENCODING, metadata.StorageMeta,
+        filesystem._StorageInfo, torch.Size,
+    )  # fmt: skip
+    _NAMED = {(one.__module__, one.__qualname__): one for one in _CLASSES}
+
+    def find_class(self, module: str, name: str) -> Any:
+        return self._NAMED.get((module, name)) or super().find_class(module, name)
 
 
 _PLAIN = SimpleNamespace(

@@ -30,6 +30,12 @@ _FREE = (
     "preset", "hidden_dropout", "attention_dropout", "make_vocab_size_divisible_by", "init_method_std", "init_seed",
     "vocab_size",
 )  # fmt: skip
+# Settings of `model` that trained weights adapt to: positions, windows, an epsilon and a scale. Others, such as
+# `qk_norm` or heads, would use the same numbers for something else, even where names and shapes agree.
+_ADAPTED = (
+    "attention_pattern", "sliding_window", "rotary_pattern", "rotary_base", "rotary_percent", "rotary_scaling",
+    "layernorm_epsilon", "logit_scale",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,14 @@ def model_changes(former: str, config: RunConfig) -> list[Change]:
     changes = compare_configs(former, config, (), 0)
     free = [f"model.{key}" for key in _FREE]
     return [change for change in changes if change.key.startswith("model.") and change.key not in free]
+
+
+def adapts(change: Change) -> bool:
+    """Return whether a changed setting of `model` leaves trained weights usable: a run can start from them, at clock 0.
+
+    They are then trained under the new setting, as for longer sequences. A run that is resumed keeps its model.
+    """
+    return change.key.split(".")[1] in _ADAPTED
 
 
 def former_schedule(

@@ -19,11 +19,14 @@ from megacode.data.source_checks import tokenizer_facts
 from megacode.data.windows import open_streams, source_sizes, vocabulary_size
 from megacode.plan.batch import BatchSchedule
 from megacode.plan.difference import (
+    Change,
     Difference,
+    adapts,
     compare_configs,
     compare_schedules,
     former_schedule,
     model_changes,
+    render_changes,
     shown,
 )
 from megacode.plan.learning_rate import LearningRateSchedule
@@ -150,21 +153,28 @@ def make_plan(config: RunConfig, sizes: SourceSizes | None = None, *, allow_decl
     return Plan(config, schedule, batches, rates, sizes.vocabulary)
 
 
-def prove_same_model(plan: Plan, state: TrainState, checkpoint: Path) -> None:
+def prove_same_model(plan: Plan, state: TrainState, checkpoint: Path, *, weights_only: bool = False) -> list[Change]:
     """Refuse a checkpoint of another model than the config's, listing every difference.
 
     Args:
         plan: to resume or start with.
         state: of the checkpoint.
         checkpoint: its directory.
+        weights_only: a new run starts from its weights; settings that they adapt to may differ (`difference.adapts`).
+
+    Returns:
+        These settings; none where the whole state is continued.
 
     Raises:
         CheckpointError: a shape, a setting of the forward pass or the size of the vocabulary differs.
     """
     fix = "use the model settings it was saved with, or another run_dir"
+    changes = model_changes(state.config, plan.config)
+    adapted = [change for change in changes if weights_only and adapts(change)]
     problems = [
         Problem(f"the checkpoint has {shown(change.old)}, the config {shown(change.new)}", change.key, fix)
-        for change in model_changes(state.config, plan.config)
+        for change in changes
+        if change not in adapted
     ]
     saved = saved_vocabulary(checkpoint)
     if saved not in (None, plan.vocab_size):
@@ -172,6 +182,7 @@ def prove_same_model(plan: Plan, state: TrainState, checkpoint: Path) -> None:
         problems.append(Problem(what, "model.vocab_size", fix))
     if problems:
         raise CheckpointError(problems=problems)
+    return adapted
 
 
 def prove_compatible(plan: Plan, checkpoint: Path, state: TrainState, accept_changed_past: bool = False) -> Difference:
@@ -257,7 +268,9 @@ def plan_run(
         clock = {"checkpoint": str(against), "consumed_samples": state.consumed_samples}
         document["against"] = clock | difference.document()
     else:
-        _check_start(plan)
+        document["warnings"] += [
+            f"init.from: the weights were trained with another setting: {line}" for line in _check_start(plan)
+        ]
     return document
 
 
@@ -295,15 +308,19 @@ def _start(config: RunConfig) -> Path | None:
         return None
 
 
-def _check_start(plan: Plan) -> None:
-    """Check the weights that a run would start from, as its first start does; a run with checkpoints resumes."""
+def _check_start(plan: Plan) -> list[str]:
+    """Check the weights that a run would start from, as its first start does; a run with checkpoints resumes.
+
+    Returns:
+        Settings of the model that differ from those the weights were trained with, as lines.
+    """
     init = plan.config.init
     checkpoint = None if init.from_ == "random" else _start(plan.config)
     if checkpoint is None or latest(RunDir(plan.config.directory)) is not None:
-        return
+        return []
     state = TrainState.read(checkpoint)
     # Weights alone have no past to prove; `all` continues the clock of the trunk.
     if init.load == "weights":
-        prove_same_model(plan, state, checkpoint)
-    else:
-        prove_compatible(plan, checkpoint, state)
+        return render_changes(prove_same_model(plan, state, checkpoint, weights_only=True))
+    prove_compatible(plan, checkpoint, state)
+    return []

@@ -8,7 +8,7 @@ from megacode.base.errors import ConfigError, MegacodeError, Problem
 from megacode.checkpoint.state import TrainState
 from megacode.checkpoint.store import find_checkpoint
 from megacode.config.loading import dump_config
-from megacode.plan.difference import model_changes, shown
+from megacode.plan.difference import adapts, model_changes, shown
 from megacode.planning.run_plan import Plan, prove_same_model
 from megacode.study.identity import RANDOM, start_from
 from megacode.study.schema import ArmInit
@@ -34,7 +34,7 @@ def start_of(init: ArmInit | None, origin: tuple[str, Plan] | None, plan: Plan, 
     try:
         checkpoint = find_checkpoint(Path(init.from_))
         state = TrainState.read(checkpoint)
-        prove_same_model(plan, state, checkpoint)
+        prove_same_model(plan, state, checkpoint, weights_only=True)
     except MegacodeError as error:
         problem = error.problems[0]
         raise ConfigError(problem.what, f"{where}.from: {problem.where}", problem.fix) from None
@@ -50,6 +50,7 @@ def _check_same_model(origin: Plan, plan: Plan, where: str) -> None:
             "weights fit one model only: remove the setting, or start from another arm",
         )
         for change in model_changes(dump_config(origin.config), plan.config)
+        if not adapts(change)
     ]
     if problems:
         raise ConfigError(problems=problems)

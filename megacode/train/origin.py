@@ -18,7 +18,7 @@ from megacode.base.files import RunDir, read_jsonl
 from megacode.checkpoint.ledger import Ledger
 from megacode.checkpoint.state import TrainState
 from megacode.checkpoint.store import find_checkpoint
-from megacode.plan.difference import Difference, render_changes
+from megacode.plan.difference import Change, Difference, render_changes
 from megacode.plan.past import render_lost
 from megacode.planning.run_plan import Plan, prove_compatible, prove_same_model
 
@@ -36,6 +36,7 @@ class Origin:
         state: the clock to start at: 0 if `fresh` or `weights`.
         saved: the checkpoint's own state; None if `fresh`.
         difference: from the config that the checkpoint was saved with; None if the clock is at 0.
+        adapted: settings of the model that differ from those the weights were trained with, if `weights`.
     """
 
     kind: Kind
@@ -43,6 +44,7 @@ class Origin:
     state: TrainState = field(default_factory=TrainState)
     saved: TrainState | None = None
     difference: Difference | None = None
+    adapted: Sequence[Change] = ()
 
     @property
     def weights_only(self) -> bool:
@@ -58,7 +60,7 @@ class Origin:
             "branch": f"branching off {self.checkpoint} at sample {self.state.consumed_samples:,}",
             "resume": f"resuming from {self.checkpoint}, sample {self.state.consumed_samples:,}",
         }
-        lines = [heads[self.kind]]
+        lines = [heads[self.kind], *(f"trained with another setting: {line}" for line in render_changes(self.adapted))]
         if self.difference is not None:
             lines += [f"changed: {line}" for line in render_changes(self.difference.changes)]
             lines += render_lost(self.difference.lost) if self.difference.lost else []
@@ -87,8 +89,8 @@ def find_origin(plan: Plan, own: Path | None, accept_changed_past: bool = False)
     checkpoint = find_checkpoint(Path(init.from_))
     if init.load == "weights":  # the clock starts at 0, so there is no past to prove
         saved = TrainState.read(checkpoint)
-        prove_same_model(plan, saved, checkpoint)
-        return Origin("weights", checkpoint, saved=saved)
+        adapted = prove_same_model(plan, saved, checkpoint, weights_only=True)
+        return Origin("weights", checkpoint, saved=saved, adapted=adapted)
     _check_trunk(checkpoint)  # what a trunk withholds, its branches must not have learned
     return _continued(plan, "branch", checkpoint, accept_changed_past)
 

@@ -17,7 +17,7 @@ from megacode.config.run import RunConfig
 from megacode.mcore import agreement, groups, nodes
 from megacode.mcore.rank_model import RankModel
 from megacode.metrics.sinks import Events
-from megacode.plan.difference import model_changes, shown
+from megacode.plan.difference import adapts, model_changes, shown
 
 log = logging.getLogger(__name__)
 
@@ -188,6 +188,8 @@ def load(
 ) -> None:
     """Load a checkpoint of the same model, on all ranks or on none.
 
+    Weights alone may have been trained with other settings that they adapt to (`difference.adapts`).
+
     Args:
         config: of the run.
         rank_model: this rank's, to be filled.
@@ -198,11 +200,11 @@ def load(
     Raises:
         CheckpointError: it is of another model, or damaged.
     """
-    _prove_same_model(config, state, path)  # before a tensor is written into the model
+    _prove_same_model(config, state, path, weights_only)  # before a tensor is written into the model
     tensors.load(rank_model, path, weights_only=weights_only)
 
 
-def _prove_same_model(config: RunConfig, state: TrainState, checkpoint: Path) -> None:
+def _prove_same_model(config: RunConfig, state: TrainState, checkpoint: Path, weights_only: bool) -> None:
     """Refuse a checkpoint of another model shape, naming every difference; `tensors.load` checks the vocabulary."""
     problems = [
         Problem(
@@ -211,6 +213,7 @@ def _prove_same_model(config: RunConfig, state: TrainState, checkpoint: Path) ->
             "use the model it was saved with, or another run_dir",
         )
         for change in model_changes(state.config, config)
+        if not (weights_only and adapts(change))
     ]
     if problems:
         raise CheckpointError(problems=problems)

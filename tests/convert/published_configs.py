@@ -1,6 +1,10 @@
-"""config.json of published models, as they stand in their repositories, and the models that they mean.
+"""config.json of published models, with the sizes of the real ones, and the models that they mean. No weights.
 
-The values were typed from the repositories' files; sizes are those of the real models. No weights.
+Nothing was downloaded. Four were compared, key by key, with copies of the published file in public source code:
+Llama-3.1-8B, Qwen2.5-0.5B, Qwen3-0.6B and Mistral-7B-v0.1. Of OLMo-2-1124-7B, Olmo-3-1025-7B (its siblings),
+SmolLM3-3B, c4ai-command-r-v01, c4ai-command-r7b-12-2024 (heads and windows) and stablelm-2-1_6b, only the settings that
+such copies quote were compared. The rest, and all of the other models, are from memory: they show that these keys and
+values are understood, not that a repository has them.
 """
 
 from __future__ import annotations

@@ -87,6 +87,9 @@ def test_pieces_are_put_together_as_megatron_core_does(saved: Callable[..., Path
     ("change", "message"),
     [
         ({"swiglu": False}, "swiglu is False, but megacode supports only True"),
+        ({"use_mup": True}, "use_mup is True, but megacode supports only False"),
+        ({"hidden_size": None, "num_layers": "3"}, "num_layers is no integer(.|\n)*its arguments have no hidden_size"),
+        ({"group_query_attention": True, "num_query_groups": None}, "its arguments have no num_query_groups"),
         ({"num_experts": 8, "qk_l2_norm": True}, "qk_l2_norm is True(.|\n)*num_experts is 8"),
         ({"qk_layernorm": True}, r"does not contain decoder\.layers\.0\.self_attention\.q_layernorm\.weight"),
         ({"num_layers": 4}, "it contains 3 layers, but the arguments say 4"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pickle
 import shutil
 from argparse import Namespace
+from collections import defaultdict, deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,6 +112,50 @@ class Harmful:
 
     def __reduce__(self) -> Any:
         return pickle.loads, (b"not even looked at",)
+
+
+class Calling:
+    """What a pickle can do to its reader: call any function that it names."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_nothing_that_the_list_of_places_names_is_run(copy: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+    path, made = copy(name), tmp_path / "made by the checkpoint"
+    whole = TorchDist(path)
+    described = pickle.loads((path / ".metadata").read_bytes())
+    described.planner_data = Calling(made)
+    (path / ".metadata").write_bytes(pickle.dumps(described))
+    read = TorchDist(path)
+    assert not made.exists()
+    assert read.shapes == whole.shapes
+    for tensor in read.shapes:
+        assert torch.equal(read.tensor(tensor), whole.tensor(tensor))
+    (path / ".metadata").write_bytes(pickle.dumps(Calling(made)))
+    with pytest.raises(CheckpointError, match="cannot be read and may be damaged"):
+        TorchDist(path)
+    assert not made.exists()
+
+
+def test_a_piece_without_a_place_is_named(copy: Callable[[str], Path]) -> None:
+    path = copy(FORMATS[0])
+    described = pickle.loads((path / ".metadata").read_bytes())
+    described.storage_data = {}
+    (path / ".metadata").write_bytes(pickle.dumps(described))
+    with pytest.raises(CheckpointError, match=r"the place of decoder\.final_layernorm\.weight cannot be read"):
+        TorchDist(path).tensor("decoder.final_layernorm.weight")
+
+
+def test_containers_of_other_classes_are_left_out(copy: Callable[[str], Path]) -> None:
+    path = copy(FORMATS[0])
+    counts = defaultdict(int, {"a": 1})
+    torch.save({"counts": counts, "queue": deque([1, 2]), "args": Namespace(num_layers=7)}, path / "common.pt")
+    assert TorchDist(path).arguments() == {"num_layers": 7}
 
 
 @pytest.mark.parametrize(("stored", "found"), [("list", {"num_layers": 7}), ("bare", None)])

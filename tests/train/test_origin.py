@@ -207,11 +207,68 @@ def test_plan_and_train_agree_on_whether_a_checkpoint_s_model_fits(
     alone = branch(plan_of, 20, checkpoint, load="weights")
     changed = replace(alone, config=plan_of("branch", [TRUNK], model=MODEL | change, init=alone.config.init).config)
     changed = replace(changed, vocab_size=(MODEL | change)["vocab_size"])
+    where = [key for key in where if key not in ("model.rotary_base", "model.layernorm_epsilon")]
     if where:
         with pytest.raises(CheckpointError, match="use the model settings it was saved with"):
             find_origin(changed, None)
     else:
         assert find_origin(changed, None).kind == "weights"
+
+
+LONGER = {
+    "rotary_base": 5e5,
+    "rotary_scaling": {"kind": "yarn", "factor": 8, "original_length": 8, "layers": "full"},
+    "rotary_pattern": ["none", "rotary"],
+    "attention_pattern": ["sliding", "full"],
+    "sliding_window": 4,
+    "rotary_percent": 0.5,
+    "logit_scale": 0.5,
+    "layernorm_epsilon": 1e-6,
+}
+
+
+def test_weights_adapt_to_other_positions_windows_and_scales_and_every_change_is_shown(plan_of: MakePlan) -> None:
+    trunk = plan_of("trunk", [TRUNK], model=MODEL)
+    checkpoint = saved(trunk, 10)
+    init = {"from": str(checkpoint), "load": "weights"}
+    second = plan_of("second", [TRUNK], model=MODEL | LONGER, init=init)
+    origin = find_origin(second, None)
+    assert {change.key for change in origin.adapted} == {f"model.{key}" for key in LONGER}
+    head = "trained with another setting: model."
+    assert f"{head}rotary_base: 10000.0 -> 500000.0 (model)" in origin.log_lines()
+    warned = [line for line in plan_run(second.config)["warnings"] if line.startswith("init.from: ")]
+    assert len(warned) == len(LONGER)
+    assert "init.from: the weights were trained with another setting: model.sliding_window: - -> 4 (model)" in warned
+    # A run that is continued keeps its model, and so does a branch.
+    whole = plan_of("second", [TRUNK], model=MODEL | LONGER, init=init | {"load": "all"})
+    for ask in (
+        lambda: find_origin(whole, None),
+        lambda: plan_run(whole.config),
+        lambda: plan_run(second.config, checkpoint),
+    ):
+        with pytest.raises(CheckpointError, match=r"model\.rotary_base: the checkpoint has 10000\.0, the config"):
+            ask()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"normalization": "LayerNorm"},
+        {"qk_norm": "shared"},
+        {"num_attention_heads": 2},
+        {"block": "parallel"},
+        {"share_embeddings_and_output_weights": True},
+        {"num_attention_heads": 2, "kv_channels": 32, "num_query_groups": 2},
+    ],
+)
+def test_weights_do_not_adapt_to_a_model_that_reads_them_otherwise(plan_of: MakePlan, change: dict[str, Any]) -> None:
+    checkpoint = saved(plan_of("trunk", [TRUNK], model=MODEL), 10)
+    init = {"from": str(checkpoint), "load": "weights"}
+    second = plan_of("second", [TRUNK], model=MODEL | {"rotary_base": 5e5} | change, init=init)
+    for ask in (lambda: find_origin(second, None), lambda: plan_run(second.config)):
+        with pytest.raises(CheckpointError) as caught:
+            ask()
+        assert sorted(problem.where for problem in caught.value.problems) == sorted(f"model.{key}" for key in change)
 
 
 def test_a_plan_checks_what_its_run_would_start_from(plan_of: MakePlan) -> None:

@@ -161,6 +161,15 @@ def test_a_run_can_start_from_the_weights_of_another(golden: Path) -> None:
     assert start["loss_by_source"] == pytest.approx(end["loss_by_source"], abs=1e-6)
 
 
+def test_a_run_on_adapted_weights_resumes_as_its_own_model_only(golden: Path) -> None:
+    run_whole(golden, "run_dir=first")
+    longer = ("run_dir=second", "init={from: first, load: weights}", "model.rotary_base=500")
+    run_part(golden, 2, *longer)
+    assert trainer_of(golden, *longer).state.iteration == 2
+    with pytest.raises(CheckpointError, match=r"model\.rotary_base: the checkpoint has 500\.0"):
+        trainer_of(golden, *longer[:2], "model.rotary_base=600")
+
+
 def test_a_batch_ramp_and_a_short_last_batch_read_every_sample_once(golden: Path) -> None:
     ramp = "train.batch_ramp={start: 4, increment: 4, samples: 20}"
     run_whole(
