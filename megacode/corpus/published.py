@@ -88,11 +88,21 @@ class PublishedCorpus:
         card = out.card, f"{self.url}/card.html"
         self._publication.publish([shards, [card]], (out.manifest, f"{self.url}/manifest.json"), stale)
 
-    def clean(self) -> None:
-        """Remove the local results, which were published; what the next call compares itself with stays."""
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether an earlier call has published the corpus, and was ended before `finish`."""
+        return self._publication.is_unfinished
+
+    def finish(self) -> None:
+        """Remove the local results, which were published, and give the place back.
+
+        What the next call compares itself with stays.
+        """
         out = self._out
         for path in (out.map, out.reduce, out.apply, out.corpus):
             discard(path)
+        # Last: until then the next call finds that something is left to do.
+        self._publication.finish()
 
 
 def published_corpus(recipe: Recipe) -> PublishedCorpus | None:

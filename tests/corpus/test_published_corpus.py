@@ -18,6 +18,7 @@ from megacode.data import objects
 from megacode.data.inputs import find_inputs
 from megacode.data.machine_files import Shard
 from megacode.data.preprocess import PreprocessJob, preprocess
+from megacode.data.publishing import Publication, local_place
 from tests.data.conftest import corpus, huggingface, texts
 from tests.data.object_storage import BUCKET, client_of, keys_below, proxy, server, upload_tree
 
@@ -129,6 +130,31 @@ def test_an_upload_that_failed_is_resumed(server, proxy, recipe, remote, url, tm
     run_recipe(recipe("here"), "test")
     assert {p: raw for p, raw in published(server, url).items() if p.endswith("zst")} == shards_in(tmp_path / "here")
     assert json.loads(published(server, url)["/manifest.json"]) == manifest
+
+
+def test_a_call_that_was_killed_after_its_upload_is_finished_by_the_next(
+    server, proxy, remote, url, tmp_path, monkeypatch
+) -> None:
+    def killed(self: Publication) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Publication, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(remote(), "test")
+    assert {".uploading", "/manifest.json"} <= set(published(server, url))
+    run_recipe(remote(), "test")
+    assert ".uploading" not in published(server, url)
+    work = local_place(url, tmp_path / "work dir")
+    assert not [path for path in work.iterdir() if path.name in ("map", "reduce", "apply", "corpus", "upload.jsonl")]
+
+
+def test_a_tokenizer_that_comes_after_the_upload_is_not_ignored_silently(
+    server, proxy, remote, url, huggingface, caplog
+) -> None:
+    made = run_recipe(remote(), "test")
+    assert run_recipe(remote(tokenizer=huggingface.path), "test") == made
+    assert "its tokens are not counted with" in caplog.text
 
 
 def test_another_corpus_is_refused_and_replaced_as_a_whole(server, proxy, remote, url, tmp_path) -> None:
