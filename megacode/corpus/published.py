@@ -32,10 +32,16 @@ class PublishedCorpus:
 
     Attributes:
         url: of the corpus.
+
+    Raises:
+        ConfigError: the URL is a whole bucket.
     """
 
     def __init__(self, recipe: Recipe) -> None:
         self.url, self._out = recipe.output.rstrip("/"), CorpusDir(recipe.directory)
+        if "/" not in self.url.partition("://")[2]:
+            # The object that holds the place lies beside the corpus, which would be another bucket.
+            raise ConfigError(f"{self.url} is a whole bucket", _WHERE, f"give a place in it, such as {self.url}/web")
         record = self._out.path / "upload.jsonl"
         self._publication = Publication(self.url, f"{self.url}.uploading", self._out.path, record, _WHERE)
 

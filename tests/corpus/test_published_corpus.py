@@ -157,6 +157,12 @@ def test_a_tokenizer_that_comes_after_the_upload_is_not_ignored_silently(
     assert "its tokens are not counted with" in caplog.text
 
 
+@pytest.mark.parametrize("bucket", ["s3://bucket", "s3://bucket/"])
+def test_a_whole_bucket_is_no_place_for_a_corpus(recipe, bucket) -> None:
+    with pytest.raises(ConfigError, match="is a whole bucket"):
+        run_recipe(recipe("unused").model_copy(update={"output": bucket}), "test")
+
+
 def test_another_corpus_is_refused_and_replaced_as_a_whole(server, proxy, remote, url, tmp_path) -> None:
     in_shards(remote(), 3)
     before = published(server, url)
