@@ -13,6 +13,7 @@ import yaml
 from megacode.base.errors import ConfigError, DataError
 from megacode.corpus.engine import run_recipe
 from megacode.corpus.estimate import plan_recipe
+from megacode.corpus.made_from import recipes_of
 from megacode.corpus.recipe import Recipe, read_recipe
 from megacode.data import objects
 from megacode.data.inputs import find_inputs
@@ -155,6 +156,18 @@ def test_a_tokenizer_that_comes_after_the_upload_is_not_ignored_silently(
     made = run_recipe(remote(), "test")
     assert run_recipe(remote(tokenizer=huggingface.path), "test") == made
     assert "its tokens are not counted with" in caplog.text
+
+
+def test_a_published_recipe_is_found_by_the_urls_of_its_shards(proxy, remote, url, caplog) -> None:
+    made = run_recipe(remote(), "test")
+    shards = [f"{url}/{item['path']}" for item in made["outputs"] if item["source"] == "first"]
+    assert [list(one["funnel"]) for one in recipes_of(shards)] == [["first"]]
+    assert recipes_of([f"{url}/raw.jsonl", f"s3://{BUCKET}/raw.jsonl"]) == []
+    assert not caplog.text
+    proxy.refuse = lambda method, path: 403
+    objects.forget()
+    assert recipes_of(shards) == []
+    assert "is unknown" in caplog.text
 
 
 @pytest.mark.parametrize("bucket", ["s3://bucket", "s3://bucket/"])
