@@ -1,10 +1,10 @@
 """Run code that a model wrote, or that came with a corpus, in a restricted process.
 
 The process has limits on CPU time, memory, file sizes and open files, an empty environment and a temporary directory.
-Where the kernel allows it, it has no network, its own PID namespace, and can change files in its directory only. A
-deadline kills its whole process group. This stops accidents, which is what models write. It does not stop an attacker,
-because the process can read this user's files. So code runs only if the user allows it explicitly, and a container
-around it is a good idea.
+Where the kernel allows it, it has no network, its own PID namespace, and can write, create and remove files in its
+directory only. What it started ends with it. This stops accidents, which is what models write. It does not stop an
+attacker: the process can read this user's files, change their permissions, connect to sockets in the file system, and
+find its token in memory. So code runs only if the user allows it explicitly, and a container around it is a good idea.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Sandbox:
             program: its text.
             limits: its resource limits.
         """
-        # Only our wrapper knows the token, so a program cannot print a success report of its own.
+        # A program that prints a report of success does not know the token; one that searches the memory finds it.
         limits, token = limits or SandboxLimits(), secrets.token_hex(16)
         with tempfile.TemporaryDirectory(dir=self._home.name, ignore_cleanup_errors=True) as place:
             order = {"program": program, "token": token, "limits": asdict(limits), "place": place}

@@ -2,7 +2,7 @@
 
 It stays as it was when it started: it reads an order (a program's text, a directory, limits and a token), forks, and
 only the child changes. The child leaves the server's streams and session, sets the limits and, where the kernel allows
-that, takes away the network and the right to change files outside its directory. It runs the program and reports into
+that, takes away the network and the right to write files outside its directory. It runs the program and reports into
 a pipe of its own. The report contains the token only if the program ran to its last line. The server kills what is
 left of the child and hands the report on. So each program starts from the same interpreter, as if it were the first.
 """
@@ -22,7 +22,7 @@ from typing import Any
 _REPORT = 3  # the only open descriptor of a program beside its standard streams
 _LONGEST_REPORT = 1 << 16
 _DESCRIPTORS = 256
-_PARENT_DEATH_SIGNAL, _NO_NEW_PRIVILEGES, _SET_FILTER = 1, 38, 22  # of prctl
+_PARENT_DEATH_SIGNAL, _SET_FILTER, _ADOPT_ORPHANS, _NO_NEW_PRIVILEGES = 1, 22, 36, 38  # of prctl
 # Landlock's system calls have the same numbers on all architectures.
 _CREATE_RULESET, _ADD_RULE, _RESTRICT = 444, 445, 446
 _WRITE_FILE, _CHANGES = 1 << 1, (1 << 1) | sum(1 << bit for bit in range(4, 13))
@@ -34,6 +34,7 @@ _NEW_USER, _NEW_NETWORK, _NEW_PROCESSES = 0x10000000, 0x40000000, 0x20000000
 
 def main() -> None:
     """Serve orders from standard input, a line of JSON each, until it ends."""
+    ctypes.CDLL(None).prctl(_ADOPT_ORPHANS, 1, 0, 0, 0)
     orders = os.fdopen(os.dup(0), "rb")
     while line := orders.readline():
         order = json.loads(line)
@@ -81,12 +82,26 @@ def _read(reading: int, seconds: float, orders: int) -> tuple[bytes, bool]:
 
 
 def _end(child: int) -> None:
-    """Kill what is left of a child's process group, and reap it."""
+    """Kill and reap a child and everything that it started."""
     # The program may have started children of its own; its session is its group.
     for kill in (os.killpg, os.kill):
         with contextlib.suppress(OSError):
             kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
+    # Those that left the session became children of this process when their parents ended.
+    while orphans := _children():
+        for orphan in orphans:
+            os.kill(orphan, signal.SIGKILL)
+            os.waitpid(orphan, 0)
+
+
+def _children() -> list[int]:
+    try:
+        with open("/proc/thread-self/children") as file:
+            return [int(child) for child in file.read().split()]
+    except OSError:
+        # Some kernels are built without this list.
+        return []
 
 
 def _inside(order: dict[str, Any], writing: int) -> None:

@@ -152,6 +152,9 @@ def funnel(manifest: Json) -> dict[str, tuple[list[Bar], list[DroppedRow]]]:
                 continue
             left -= gone
             bars.append(_left(f"after {step}", left, records, gone))
+        if facts["bad"]:
+            # No records of the funnel: it begins with those that could be read.
+            dropped.insert(0, DroppedRow("read", "no valid record", facts["bad"], 0, tuple(facts.get("skipped", ()))))
         found[name] = (bars, dropped)
     return found
 

@@ -35,7 +35,8 @@ def print_card(manifest: Json, console: Console) -> None:
         print_bars(bars, console)
         for step in dropped:
             what = f"{step.step}: {one_line(step.reason, 50)}"
-            console.print(f"    {step.documents:>10,} {format_bytes(step.bytes):>10}  {what}", soft_wrap=True)
+            size = format_bytes(step.bytes) if step.bytes else ""
+            console.print(f"    {step.documents:>10,} {size:>10}  {what}", soft_wrap=True)
     for part, rows in ((duplicates(manifest), "between"), (contamination(manifest["contamination"]), "tasks")):
         if part is not None:
             console.print(part["summary"], soft_wrap=True)

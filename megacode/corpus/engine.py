@@ -12,7 +12,7 @@ import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -81,6 +81,8 @@ def run_recipe(
         work = _ready(recipe, shard, command, overwrite, whole, suite_items, published)
         if published is not None:
             if (made := published.made(work.identity)) is not None:
+                _finish(work, published)
+                _tell_uncounted(recipe, made)
                 return made
             published.begin(overwrite)
         settle(work, overwrite)
@@ -122,8 +124,23 @@ def _deliver(work: RecipeWork, published: PublishedCorpus, whole: bool) -> Json 
         if manifest is None:
             manifest = read_json(work.out.manifest) if is_complete(work) else write_manifest(work)
             published.publish()
-            published.clean()
+            published.finish()
         return manifest
+
+
+def _finish(work: RecipeWork, published: PublishedCorpus) -> None:
+    """Do what a call that was killed after its upload has left undone, unless another task is about to."""
+    if published.is_unfinished:
+        with suppress(ConfigError), claimed(work.out.corpus, "output"):
+            published.finish()
+
+
+def _tell_uncounted(recipe: Recipe, manifest: Json) -> None:
+    """Warn where a published corpus does not have the tokens of the recipe's tokenizer: its documents are not here."""
+    encode = card_tokenizer(recipe.tokenizer)
+    if encode is not None and manifest["tokenizer"].get("hash") != encode.hash:
+        what = "%s is published, so its tokens are not counted with %s; `megacode data inspect --card` counts those of "
+        log.warning(what + "the data set that is made of it", recipe.output, recipe.tokenizer)
 
 
 def _counted(work: RecipeWork, processes: int) -> Json:

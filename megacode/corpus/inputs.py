@@ -39,11 +39,6 @@ class Input:
     modified: int
     hash: str
 
-    @property
-    def sampled(self) -> bool:
-        """Whether the hash covers samples of the file only."""
-        return self.bytes > WHOLE_BYTES and not self.hash.startswith(ETAG)
-
     def place(self) -> Path:
         """Return the file, or the object: reading another version than the one that was identified is an error."""
         if self.hash.startswith(ETAG):

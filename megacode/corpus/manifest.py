@@ -12,7 +12,9 @@ from megacode.corpus.recipe import MACHINE
 from megacode.corpus.tally import Tally
 from megacode.corpus.tokens import card_tokenizer
 from megacode.corpus.work import RecipeWork
+from megacode.data.progress import tell_skipped
 from megacode.data.recipe_output import HELD_OUT
+from megacode.data.records import EXAMPLES
 
 FORMAT = 1
 # The funnel's steps, in the order in which a document meets them.
@@ -39,6 +41,9 @@ def write_manifest(work: RecipeWork) -> Json | None:
     if not all(work.out.applied(shard).exists() for shard in work.all_shards()):
         return None
     manifest = _manifest(work)
+    for name, facts in manifest["funnel"].items():
+        if facts["bad"]:
+            tell_skipped(f"sources.{name}: ", facts["bad"], facts["skipped"])
     # The manifest last: it is what tells the next call that all is there.
     write_text(work.out.card, render_card(manifest))
     write_json(work.out.manifest, manifest)
@@ -122,7 +127,13 @@ def _funnel(work: RecipeWork, name: str, mapped: list[Json], applied: list[Json]
     totals = {key: sum(shard[key] for shard in shards) for key in ("records", "bad", "documents", "bytes")}
     # Files that were looked at and not collected are records that did not become documents.
     totals["records"] += sum(entry.documents for entry in before.reasons.values())
-    return {**totals, "steps": {step: counts.as_json() for step, counts in steps.items() if counts.reasons}}
+    # Shards follow the order of the inputs: these are the first of all.
+    skipped = [one for shard in shards for one in shard["skipped"]][:EXAMPLES]
+    return {
+        **totals,
+        "skipped": skipped,
+        "steps": {step: counts.as_json() for step, counts in steps.items() if counts.reasons},
+    }
 
 
 def _replaced(name: str, mapped: list[Json]) -> dict[str, int]:

@@ -29,6 +29,7 @@ from megacode.corpus.steps import SourceSteps, source_steps
 from megacode.corpus.work import RecipeWork
 from megacode.data.inputs import Records, read_records
 from megacode.data.machine_files import Shard
+from megacode.data.records import EXAMPLES
 
 BATCH_BYTES = 2 << 20  # of text; larger batches leave the cache, and hashing becomes several times slower
 BATCH_DOCUMENTS = 256
@@ -40,10 +41,20 @@ Stretch = tuple[int, Path, tuple[int, int]]
 
 @dataclass
 class Came:
-    """What came into a shard from one source, and what each step dropped."""
+    """What came into a shard from one source, and what each step dropped.
+
+    Attributes:
+        records, documents, bytes: good records, what was made of them, and the bytes of their text.
+        bad: records that cannot be read, and were skipped.
+        skipped: the first three of these, in words, each with its place.
+        read_bytes: of the inputs, on disk.
+        steps: what each step dropped.
+        replaced: personal data, by kind.
+    """
 
     records: int = 0
     bad: int = 0
+    skipped: list[str] = field(default_factory=list)
     read_bytes: int = 0
     documents: int = 0
     bytes: int = 0
@@ -118,6 +129,8 @@ def _records(steps: SourceSteps, came: Came, stretches: list[Stretch]) -> Iterat
         for some in _read(steps, path, part):
             came.records += len(some.rows)
             came.bad += some.bad
+            if some.skipped and len(came.skipped) < EXAMPLES:
+                came.skipped = [*came.skipped, *some.told(some.skipped)][:EXAMPLES]
             came.read_bytes += some.read_bytes
             yield some
 

@@ -32,10 +32,16 @@ class PublishedCorpus:
 
     Attributes:
         url: of the corpus.
+
+    Raises:
+        ConfigError: the URL is a whole bucket.
     """
 
     def __init__(self, recipe: Recipe) -> None:
         self.url, self._out = recipe.output.rstrip("/"), CorpusDir(recipe.directory)
+        if "/" not in self.url.partition("://")[2]:
+            # The object that holds the place lies beside the corpus, which would be another bucket.
+            raise ConfigError(f"{self.url} is a whole bucket", _WHERE, f"give a place in it, such as {self.url}/web")
         record = self._out.path / "upload.jsonl"
         self._publication = Publication(self.url, f"{self.url}.uploading", self._out.path, record, _WHERE)
 
@@ -88,11 +94,21 @@ class PublishedCorpus:
         card = out.card, f"{self.url}/card.html"
         self._publication.publish([shards, [card]], (out.manifest, f"{self.url}/manifest.json"), stale)
 
-    def clean(self) -> None:
-        """Remove the local results, which were published; what the next call compares itself with stays."""
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether an earlier call has published the corpus, and was ended before `finish`."""
+        return self._publication.is_unfinished
+
+    def finish(self) -> None:
+        """Remove the local results, which were published, and give the place back.
+
+        What the next call compares itself with stays.
+        """
         out = self._out
         for path in (out.map, out.reduce, out.apply, out.corpus):
             discard(path)
+        # Last: until then the next call finds that something is left to do.
+        self._publication.finish()
 
 
 def published_corpus(recipe: Recipe) -> PublishedCorpus | None:

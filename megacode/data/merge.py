@@ -87,6 +87,7 @@ def merge(
         made = _write(parts, str(prefix), {**facts, "command": command})
         if published is not None:
             published.publish()
+            published.finish()
     if published is not None:
         published.clean(Path(work_dir or WORK_DIR))
     if remove_shards:

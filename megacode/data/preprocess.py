@@ -193,6 +193,9 @@ def _run(
     # The record goes last: the same command resumes an upload that was interrupted.
     for one in published:
         one.publish()
+    # Only now: given back one by one, the first of several would look like another's to a resumed upload.
+    for one in published:
+        one.finish()
     journal.clear()
     return made
 

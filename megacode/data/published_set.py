@@ -62,6 +62,10 @@ class PublishedSet:
         manifest = manifests.manifest_path(self._prefix), str(manifests.manifest_path(self._url))
         self._publication.publish([[one] for one in there], manifest, stale)
 
+    def finish(self) -> None:
+        """Give the place back; see `Publication.finish`."""
+        self._publication.finish()
+
     def clean(self, work_dir: Path) -> None:
         """Remove the local files, which were published, and the directories that they leave empty."""
         for path in manifests.files_of([self._prefix]):

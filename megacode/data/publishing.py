@@ -112,7 +112,9 @@ class Publication:
             self._give_back()
 
     def publish(self, groups: Sequence[Sequence[Upload]], manifest: Upload, stale: Iterable[str]) -> None:
-        """Upload files, the manifest last, and give the place back; what an earlier call has uploaded is kept.
+        """Upload files, the manifest last; what an earlier call has uploaded is kept.
+
+        The place stays claimed until `finish`, so that whoever publishes several results resumes all of them.
 
         Args:
             groups: files and their URLs; a group begins when all of the one before it is there.
@@ -142,9 +144,18 @@ class Publication:
         if not writer.create(content):
             raise ConfigError(f"{manifest[1]} was written by another program", self._where, "choose another place")
         self._note(manifest, writer.check(manifest[0]).etag)
-        self._give_back()
         objects.forget()  # this process may have looked at what was there before
         _LOG.info("%s is published", self._name)
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether there is a record of an earlier call, which was ended before `finish`."""
+        return self._path.exists()
+
+    def finish(self) -> None:
+        """Give the place back: all that belongs to the result is published."""
+        self._token, self._done = _read_record(self._path)
+        self._give_back()
 
     def _refuse_lost(self) -> None:
         """Refuse to change anything once --overwrite of another command has taken over the place."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from megacode.corpus.decontaminate import Benchmark, items_made_in
 from megacode.data.demo_items import INDEX
@@ -28,7 +31,7 @@ def suite_items(suite: str | Path) -> Benchmark:
         return items_made_in(Path(suite), Path(suite).name)
     # True answers are wanted as the tasks have them, whatever the suite's own scoring is.
     found = replace(load_suite(suite, None), gold_answers=None, few_shot={}, samples={})
-    with surroundings(found.offline, False, verbose=False):
+    with surroundings(found.offline, False, verbose=False), _metrics_not_fetched():
         # Tasks that run code are loaded for their items; nothing is run.
         tasks, _ = load_tasks(found, run_code=True)
         items, digests = [], {}
@@ -38,3 +41,29 @@ def suite_items(suite: str | Path) -> Benchmark:
             items += task_items(name, task)
             digests[name] = rows_digest(task.eval_docs)
     return Benchmark(found.name, tuple(items), digests)
+
+
+@contextmanager
+def _metrics_not_fetched() -> Iterator[None]:
+    """Let tasks load whose modules fetch a metric from the Hub and try it on code: items need none."""
+    import evaluate
+
+    load, absent = evaluate.load, _AbsentMetric()
+    evaluate.load = lambda *_, **__: absent
+    try:
+        yield
+    finally:
+        evaluate.load, absent.is_loading = load, False
+
+
+class _AbsentMetric:
+    """Stands in a task's module for a metric; it gives no result, and none at all once the items are read."""
+
+    def __init__(self) -> None:
+        self.is_loading = True
+
+    def compute(self, **_: Any) -> tuple[dict[str, float], dict[str, float]]:
+        # lm-eval keeps a task's module: whoever scores with it later must not take this for a result.
+        if not self.is_loading:
+            raise RuntimeError("this process has loaded the task for its items; score it in another one")
+        return {}, {}

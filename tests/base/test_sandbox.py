@@ -55,6 +55,29 @@ def test_a_program_that_waits_is_ended_with_all_that_it_started(tmp_path):
     assert mark not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.parametrize("end", ["time.sleep(60)", "pass"])
+def test_a_program_that_leaves_its_session_and_its_parent_is_ended_all_the_same(end):
+    # Without a parent-death signal, and in a session of its own, no kill of the group reaches it.
+    leave = "ctypes.CDLL(None).prctl(1, 0, 0, 0, 0)\ntry: os.setsid()\nexcept OSError: pass\n"
+    program = f"import ctypes, os, time\n{leave}if os.fork() == 0:\n    os.setsid()\n    time.sleep(60)\n{end}"
+    with Sandbox() as sandbox:
+        sandbox.run(program, SandboxLimits(wall_seconds=6.0))
+        server = sandbox._server.pid
+        every = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+        left = [line for line in every.splitlines() if f"{server}" not in line and "sandbox_program" in line]
+        mine = [line for line in left if _started_by(int(line.split()[0])) == sandbox._home.name]
+    assert not mine
+
+
+def _started_by(process: int) -> str:
+    """Return the HOME that a process was started with."""
+    try:
+        facts = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return ""
+    return next((fact[5:].decode() for fact in facts if fact.startswith(b"HOME=")), "")
+
+
 def test_a_program_sees_neither_our_environment_nor_our_directory(monkeypatch):
     monkeypatch.setenv("SECRET_TOKEN", "x")
     here = str(Path.cwd())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import html
 import json
 import random
 from collections.abc import Callable
@@ -95,6 +96,21 @@ def test_what_can_be_read_but_not_written_is_counted(make: Callable[..., Any], t
     manifest = make(text(json.dumps(half), json.dumps(NOTEBOOK)), "notebooks", "second")
     assert dropped(manifest) == {reason: 1}
     assert "print('?')" in (tmp_path / "second/corpus/card.html").read_text().replace("&#39;", "'")
+
+
+def test_skipped_records_are_named_by_file_and_line(
+    make: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = [f"{{bad {number}" for number in range(5)]
+    lines = [*text(GOOD), *bad, *text(GOOD + "2"), "[5]"]
+    manifest = make(lines, source={"skip_bad": True})
+    funnel = manifest["funnel"]["s"]
+    assert (funnel["records"], funnel["bad"]) == (2, 6)
+    assert [one.split(": ")[0].rpartition("/")[2] for one in funnel["skipped"]] == [f"raw.jsonl:{n}" for n in (2, 3, 4)]
+    assert all(one.endswith(repr(line)) for one, line in zip(funnel["skipped"], bad, strict=False))
+    assert funnel["skipped"][0] in caplog.text
+    page = html.unescape((tmp_path / "out/corpus/card.html").read_text())
+    assert all(one in page for one in funnel["skipped"])
 
 
 def test_a_source_of_bad_records_only_says_so(make: Callable[..., Any]) -> None:

@@ -13,11 +13,13 @@ import yaml
 from megacode.base.errors import ConfigError, DataError
 from megacode.corpus.engine import run_recipe
 from megacode.corpus.estimate import plan_recipe
+from megacode.corpus.made_from import recipes_of
 from megacode.corpus.recipe import Recipe, read_recipe
 from megacode.data import objects
 from megacode.data.inputs import find_inputs
 from megacode.data.machine_files import Shard
 from megacode.data.preprocess import PreprocessJob, preprocess
+from megacode.data.publishing import Publication, local_place
 from tests.data.conftest import corpus, huggingface, texts
 from tests.data.object_storage import BUCKET, client_of, keys_below, proxy, server, upload_tree
 
@@ -129,6 +131,49 @@ def test_an_upload_that_failed_is_resumed(server, proxy, recipe, remote, url, tm
     run_recipe(recipe("here"), "test")
     assert {p: raw for p, raw in published(server, url).items() if p.endswith("zst")} == shards_in(tmp_path / "here")
     assert json.loads(published(server, url)["/manifest.json"]) == manifest
+
+
+def test_a_call_that_was_killed_after_its_upload_is_finished_by_the_next(
+    server, proxy, remote, url, tmp_path, monkeypatch
+) -> None:
+    def killed(self: Publication) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Publication, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(remote(), "test")
+    assert {".uploading", "/manifest.json"} <= set(published(server, url))
+    run_recipe(remote(), "test")
+    assert ".uploading" not in published(server, url)
+    work = local_place(url, tmp_path / "work dir")
+    assert not [path for path in work.iterdir() if path.name in ("map", "reduce", "apply", "corpus", "upload.jsonl")]
+
+
+def test_a_tokenizer_that_comes_after_the_upload_is_not_ignored_silently(
+    server, proxy, remote, url, huggingface, caplog
+) -> None:
+    made = run_recipe(remote(), "test")
+    assert run_recipe(remote(tokenizer=huggingface.path), "test") == made
+    assert "its tokens are not counted with" in caplog.text
+
+
+def test_a_published_recipe_is_found_by_the_urls_of_its_shards(proxy, remote, url, caplog) -> None:
+    made = run_recipe(remote(), "test")
+    shards = [f"{url}/{item['path']}" for item in made["outputs"] if item["source"] == "first"]
+    assert [list(one["funnel"]) for one in recipes_of(shards)] == [["first"]]
+    assert recipes_of([f"{url}/raw.jsonl", f"s3://{BUCKET}/raw.jsonl"]) == []
+    assert not caplog.text
+    proxy.refuse = lambda method, path: 403
+    objects.forget()
+    assert recipes_of(shards) == []
+    assert "is unknown" in caplog.text
+
+
+@pytest.mark.parametrize("bucket", ["s3://bucket", "s3://bucket/"])
+def test_a_whole_bucket_is_no_place_for_a_corpus(recipe, bucket) -> None:
+    with pytest.raises(ConfigError, match="is a whole bucket"):
+        run_recipe(recipe("unused").model_copy(update={"output": bucket}), "test")
 
 
 def test_another_corpus_is_refused_and_replaced_as_a_whole(server, proxy, remote, url, tmp_path) -> None:

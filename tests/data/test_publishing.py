@@ -220,6 +220,23 @@ def test_an_upload_that_failed_is_resumed_without_encoding_or_sending_again(
     assert left_in(tmp_path / "work dir") == []
 
 
+def test_an_upload_of_two_keys_is_resumed_in_the_second(server, proxy, raw, job_of, tmp_path, place) -> None:
+    rows = [{"id": f"d{n}", "text": f"text {n}", "code": f"code {n}"} for n in range(20)]
+    raw.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    job = job_of(place, keys=("text", "code"))
+    proxy.refuse = lambda method, path: 503 if method == "PUT" and path.endswith("code_document.idx") else None
+    with pytest.raises(DataError, match="failed"):
+        preprocess(job)
+    proxy.refuse = None
+    proxy.requests.clear()
+    preprocess(job)
+    sent = [path for method, path, _ in proxy.requests if method == "PUT"]
+    assert not [path for path in sent if "text_document.bin" in path], "what has arrived is not sent again"
+    for key in ("text", "code"):
+        assert sorted(contents(server, f"{place}_{key}_document")) == sorted(ENDS)
+    assert left_in(tmp_path / "work dir") == []
+
+
 def test_a_killed_upload_is_resumed_by_the_same_command(server, proxy, raw, tmp_path, huggingface, place) -> None:
     command = ["--input", str(raw), "--output-prefix", place, "--tokenizer-type", "HuggingFaceTokenizer"]
     command += ["--tokenizer-model", huggingface.path, "--work-dir", str(tmp_path / "work dir")]

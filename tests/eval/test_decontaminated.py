@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,25 @@ def test_items_of_a_suite_file_have_no_examples_of_other_items(tmp_path: Path, m
     assert [item.text for item in found.items[:2]] == ["Q: Is 0 even? A: yes", "Q: Is 1 even? A: no"]
     assert found.items[0].question == "Q: Is 0 even? A:"
     assert found.facts()["tasks"]["tiny"]["items"] == 5
+
+
+@pytest.mark.slow
+def test_items_of_a_task_whose_module_fetches_a_metric_need_no_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    # lm-eval's own module of HumanEval, beside a task of ours that has data.
+    own = Path(str(find_spec("lm_eval").submodule_search_locations[0])) / "tasks/humaneval"
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks/utils.py").write_text((own / "utils.py").read_text())
+    data = tmp_path / "data.jsonl"
+    rows = [f'{{"prompt": "def f{n}(x):", "test": "assert f{n}(1)", "entry_point": "f{n}"}}\n' for n in range(5)]
+    data.write_text("".join(rows))
+    task = (own / "humaneval.yaml").read_text().replace("task: humaneval", "task: tiny")
+    place = f'dataset_path: json\ndataset_kwargs: {{data_files: {{test: "{data}"}}}}'
+    (tmp_path / "tasks/tiny.yaml").write_text(task.replace("dataset_path: openai/openai_humaneval", place))
+    (tmp_path / "mine.yaml").write_text(SUITE)
+    assert [item.question for item in suite_items(tmp_path / "mine.yaml").items] == [f"def f{n}(x):" for n in range(5)]
 
 
 def test_an_unknown_suite_has_no_items() -> None:
