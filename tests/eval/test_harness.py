@@ -194,7 +194,7 @@ def test_the_score_document_says_what_was_measured_and_how(run, scored):
     assert len(scored["model"]["weights_sha256"]) == len(scored["suite_sha256"]) == 64
     assert scored["versions"]["lm_eval"] == "0.4.13"
     assert scored["settings"] == {
-        "limit": None, "batch_size": 3, "device": "cpu", "dtype": "torch.float32", "ranks": 1
+        "limit": None, "batch_size": 3, "device": "cpu", "dtype": "torch.float32", "backend": "hf", "ranks": 1
     }  # fmt: skip
     assert all(task["seconds"] > 0 for task in scored["tasks"].values())
 

@@ -78,6 +78,33 @@ CHANGES: dict[str, Document] = {
             "wait": 9,
         }.items()
     },
+    "metrics.wait": {"metrics": {"wait": 9}},
+    **{
+        f"metrics.wandb.{key}": {"metrics": {"wandb": {"project": "other", "mode": "offline"} | {key: value}}}
+        for key, value in {
+            "project": "mine",
+            "entity": "us",
+            "name": "x",
+            "group": "y",
+            "tags": ["z"],
+            "mode": "online",
+            "x_axis": "tokens",
+        }.items()
+    },
+    **{
+        f"metrics.mlflow.{key}": {"metrics": {"mlflow": {"tracking_uri": "http://localhost:5000"} | {key: value}}}
+        for key, value in {
+            "tracking_uri": "http://localhost:5001",
+            "experiment": "mine",
+            "name": "x",
+            "x_axis": "samples",
+        }.items()
+    },
+    "metrics.opentelemetry.endpoint": {"metrics": {"opentelemetry": {"endpoint": "http://localhost:4318/v1/metrics"}}},
+    "evaluate.backend": {
+        "tokenizer": {"kind": "huggingface", "path": "nowhere"},
+        "evaluate": {"backend": "vllm", "where": "slurm"},
+    },
     "health.hang_timeout": {"health": {"hang_timeout": 60}},
     "health.report_every": {"health": {"report_every": 7}},
     **{

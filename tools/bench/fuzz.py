@@ -151,7 +151,7 @@ def _rows_of_parquet(path: Path) -> int | None:
 
     out = io.BytesIO()
     try:
-        parquet_child.main(str(path), 0, -1, 0, None, out)
+        parquet_child.main(str(path), path.stat().st_size, 0, -1, 0, None, out)
     except (parquet_child.UnsuitableError, MemoryError, *parquet_child.ERRORS):
         return None
     found = 0
