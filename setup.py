@@ -101,7 +101,7 @@ setup(
             "judge/prompts.jsonl",
             "report/*.j2",
             "study/*.yaml",
-            "study_report/facts/*.yaml",
+            "study_report/references/*.yaml",
             "study_report/*.j2",
             "convert/*.j2",
             "convert/*.txt",

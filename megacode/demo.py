@@ -241,7 +241,7 @@ class _Demo:
 
     def plan(self) -> None:
         """Write demo.yaml and show its plan."""
-        from megacode.config.loading import load_config
+        from megacode.config.config_file import load_config
         from megacode.planning.run_plan import plan_run
         from megacode.planning.tables import render_plan
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 
 from megacode.capacity.layout import Layout
-from megacode.config.loading import validate
+from megacode.config.config_file import validate
 from megacode.config.run import RunConfig
 from megacode.plan.batch import BatchSchedule
 from megacode.plan.learning_rate import LearningRateSchedule

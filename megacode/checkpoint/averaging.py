@@ -24,7 +24,7 @@ from megacode.checkpoint.reader import Reader
 from megacode.checkpoint.regions import Slot
 from megacode.checkpoint.state import TrainState
 from megacode.checkpoint.store import find_checkpoint, point_at
-from megacode.config.loading import dump_config, read_document
+from megacode.config.config_file import dump_config, read_document
 from megacode.config.quantity import Quantity
 from megacode.config.suggestions import did_you_mean
 from megacode.mcore.optimizer_state import WEIGHT

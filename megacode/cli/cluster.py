@@ -30,7 +30,7 @@ def begin(config: Config, overrides: Overrides = None, accept_changed_past: Acce
     setup_logging()
     from megacode.base import lock
     from megacode.base.files import RunDir
-    from megacode.config.loading import dump_config, load_config
+    from megacode.config.config_file import dump_config, load_config
     from megacode.launch import continuity, provenance, slurm
     from megacode.train.start_checks import check_ready
 
@@ -155,7 +155,7 @@ def launch(
     as_json: Json = False,
 ) -> None:
     """Submit a run to SLURM, after making the checks that its job would make."""
-    from megacode.config.loading import load_config
+    from megacode.config.config_file import load_config
     from megacode.launch import slurm, submission
     from megacode.train.start_checks import check_ready
 

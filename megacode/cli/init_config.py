@@ -19,7 +19,7 @@ from megacode.base.errors import ConfigError, DataError
 from megacode.base.units import parse_count
 from megacode.capacity.costs import parameters
 from megacode.cli.init_data import DataSet, open_streams, read_data_sets
-from megacode.config.loading import presets
+from megacode.config.config_file import presets
 from megacode.config.model import ModelConfig, TokenizerConfig
 from megacode.config.suggestions import did_you_mean
 from megacode.data.tokenizer import tokenizer_at

@@ -12,7 +12,7 @@ from typing import Any
 
 from megacode.base.units import format_count
 from megacode.cli.init_config import NewConfig
-from megacode.config.loading import presets, validate
+from megacode.config.config_file import presets, validate
 from megacode.config.quantity import Quantity
 from megacode.config.yaml_reader import parse_yaml
 

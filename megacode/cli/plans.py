@@ -42,7 +42,7 @@ def plan(
     """Show what a config will read and cost, phase by phase, before anything starts."""
     from megacode.capacity.cluster import Cluster, check_feasible
     from megacode.capacity.scaling import parse_counts
-    from megacode.config.loading import load_config
+    from megacode.config.config_file import load_config
     from megacode.convert.exportable import warnings_of
     from megacode.planning.run_plan import plan_run
 
@@ -86,7 +86,7 @@ def order(
     as_json: Json = False,
 ) -> None:
     """List what some samples read: source, epoch, window, documents and their ids."""
-    from megacode.config.loading import load_config
+    from megacode.config.config_file import load_config
     from megacode.planning.order import order_rows
 
     parsed = load_config(config, overrides or [])
@@ -106,7 +106,7 @@ def seen(
     as_json: Json = False,
 ) -> None:
     """List the samples that read a document or part of it."""
-    from megacode.config.loading import load_config
+    from megacode.config.config_file import load_config
     from megacode.planning.order import seen_rows, seen_rows_by_id
 
     if (document is None) == (document_id is None):

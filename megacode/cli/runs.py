@@ -79,7 +79,7 @@ def _opened(
     If a launcher started several ranks, this one must not exit alone, or the others would wait for it. Then it
     returns False, and all ranks find the same error, or that nothing is left to do, together.
     """
-    from megacode.config.loading import load_config
+    from megacode.config.config_file import load_config
     from megacode.convert.exportable import warnings_of
     from megacode.train.presence import finished_lines, is_finished, opening_lines
     from megacode.train.start_checks import check_ready

@@ -68,8 +68,8 @@ def arms(
 ) -> None:
     """Write arms that read the same samples as an arm, in another order, as YAML to paste into the study."""
     from megacode.study.grid import build_grid
-    from megacode.study.loading import load_study
     from megacode.study.placing import PLACES, check_places, place_arms, placed_document, written
+    from megacode.study.study_file import load_study
 
     wanted = check_places(place or PLACES)
     grid = build_grid(load_study(study), study)
@@ -97,7 +97,7 @@ def run(
 ) -> None:
     """Train and score, on this machine, what the study lacks; stopped or killed, the same command resumes."""
     from megacode.data.heldout_items import build_items
-    from megacode.study_runs.running import Choices, run_study
+    from megacode.study_runs.local_runs import Choices, run_study
 
     choices = Choices(
         parallel, nproc, tuple(only or ()), not no_scores, run_generated_code, retrain_stale, retry
@@ -134,7 +134,7 @@ def submit(
     """Submit to SLURM what the study lacks: a job for each run, after the one that it starts from, and each score."""
     from megacode.data.heldout_items import build_items
     from megacode.launch.submission import Request, default_site
-    from megacode.study_runs.running import Choices
+    from megacode.study_runs.local_runs import Choices
     from megacode.study_runs.submitting import Submission, submit_study
 
     choices = Choices(None, None, tuple(only or ()), not no_scores, run_generated_code, retrain_stale, retry)

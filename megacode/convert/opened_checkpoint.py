@@ -13,7 +13,7 @@ from megacode.base.errors import CheckpointError
 from megacode.base.files import RunDir
 from megacode.checkpoint.state import TrainState
 from megacode.checkpoint.store import find_checkpoint
-from megacode.config.loading import validate
+from megacode.config.config_file import validate
 from megacode.config.run import RunConfig
 from megacode.data.tokenizer import Tokenizer, load_tokenizer
 

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field
 
 from megacode.base.errors import ConfigError, Problem
 from megacode.base.urls import is_url
-from megacode.config.loading import read_document
+from megacode.config.config_file import read_document
 from megacode.config.placeholders import while_known
 from megacode.config.quantity import Frozen, Share
 from megacode.config.suggestions import did_you_mean

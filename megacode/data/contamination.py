@@ -26,7 +26,7 @@ import numpy.typing as npt
 from megacode.base.errors import MegacodeError
 from megacode.base.files import RunDir
 from megacode.base.units import format_count
-from megacode.config.loading import load_config
+from megacode.config.config_file import load_config
 from megacode.config.run import RunConfig
 from megacode.data.items import Item
 from megacode.data.ngram_runs import (

@@ -33,7 +33,7 @@ from megacode.base.files import RunDir, remove
 from megacode.base.imports import uncollected
 from megacode.base.lock import STALE_SECONDS, RunLock
 from megacode.checkpoint.state import TrainState
-from megacode.config.loading import load_config
+from megacode.config.config_file import load_config
 from megacode.eval.harness import ScoringOptions, check_device, evaluate_many, suite_of
 from megacode.eval.score_log import tell_run
 from megacode.eval.scored_models import refuse_other_backend

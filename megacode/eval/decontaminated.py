@@ -8,7 +8,7 @@ from typing import Any
 
 from megacode.base.errors import MegacodeError
 from megacode.base.files import Json, RunDir
-from megacode.config.loading import load_config
+from megacode.config.config_file import load_config
 from megacode.data import manifest as manifests
 from megacode.data import objects
 from megacode.data.items import rows_digest

@@ -8,7 +8,7 @@ from typing import Any
 
 from megacode.base.errors import ConfigError
 from megacode.base.files import RunDir
-from megacode.config.loading import load_config
+from megacode.config.config_file import load_config
 from megacode.data.demo_items import INDEX
 from megacode.data.heldout_items import build_items
 

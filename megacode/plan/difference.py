@@ -15,7 +15,7 @@ import yaml
 
 from megacode.base.errors import CheckpointError, MegacodeError
 from megacode.base.units import format_count
-from megacode.config.loading import dump_config, validate
+from megacode.config.config_file import dump_config, validate
 from megacode.config.run import RunConfig
 from megacode.plan.effects import effect_of
 from megacode.plan.fingerprint import Link, prove_past

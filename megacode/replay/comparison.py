@@ -13,7 +13,7 @@ from rich.text import Text
 from megacode.base.errors import ConfigError
 from megacode.base.files import Json, RunDir, strict
 from megacode.base.tables import FigureTable
-from megacode.config.loading import load_config
+from megacode.config.config_file import load_config
 from megacode.metrics.reader import read_events, read_metrics
 from megacode.planning.run_plan import Plan, make_plan
 

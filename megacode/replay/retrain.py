@@ -20,7 +20,7 @@ import yaml
 from megacode.base.errors import ConfigError, MegacodeError
 from megacode.base.files import Json, RunDir, write_json
 from megacode.checkpoint.ledger import Ledger
-from megacode.config.loading import dump_config
+from megacode.config.config_file import dump_config
 from megacode.data.loader import Loader
 from megacode.data.tokenizer import load_tokenizer
 from megacode.data.windows import SourceStream, open_streams, window_tokens

@@ -13,7 +13,7 @@ import numpy as np
 
 from megacode.base.errors import ConfigError, VerificationError
 from megacode.base.files import Json, RunDir, read_json
-from megacode.config.loading import load_config
+from megacode.config.config_file import load_config
 from megacode.metrics.reader import read_events, read_metrics
 from megacode.plan.batch import samples_digest
 from megacode.plan.phases import Schedule, SourceSize, build_schedule

@@ -15,10 +15,10 @@ from megacode.study.found import Found, find_states
 from megacode.study.grid import Cell, Grid, build_grid
 from megacode.study.intervals import USUAL_ITEMS, expected_intervals
 from megacode.study.keeping import check_kept
-from megacode.study.loading import load_study
 from megacode.study.matching import Proof, prove
 from megacode.study.merging import constant_rate
 from megacode.study.schema import Study
+from megacode.study.study_file import load_study
 from megacode.study.suites import check_suites
 from megacode.study.tree import Tree, TreeNode, totals
 from megacode.study.why import reasons

@@ -7,7 +7,7 @@ from pathlib import Path
 from megacode.base.errors import ConfigError, MegacodeError, Problem
 from megacode.checkpoint.state import TrainState
 from megacode.checkpoint.store import find_checkpoint
-from megacode.config.loading import dump_config
+from megacode.config.config_file import dump_config
 from megacode.plan.difference import adapts, model_changes, shown
 from megacode.planning.run_plan import Plan, prove_same_model
 from megacode.study.identity import RANDOM, start_from

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from megacode.base.errors import ConfigError, DataError, MegacodeError, PlanError, Problem
-from megacode.config.loading import merge, read_layers, validate
+from megacode.config.config_file import merge, read_layers, validate
 from megacode.config.run import RunConfig
 from megacode.config.setting_origins import Layer, Origins
 from megacode.data.source_checks import tokenizer_facts

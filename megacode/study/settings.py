@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from megacode.config.loading import merge
+from megacode.config.config_file import merge
 from megacode.config.run import RunConfig
 from megacode.study.schema import Study
 

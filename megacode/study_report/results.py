@@ -23,9 +23,9 @@ from megacode.study.costs import Costs, Gpus
 from megacode.study.document import study_document
 from megacode.study.found import Found, all_states
 from megacode.study.grid import Cell, build_grid
-from megacode.study.loading import load_study
 from megacode.study.matching import Proof, prove
 from megacode.study.schema import Study
+from megacode.study.study_file import load_study
 from megacode.study.tree import Tree, TreeNode
 from megacode.study_report.pruned import pruned_states
 

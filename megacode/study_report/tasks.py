@@ -13,13 +13,13 @@ from megacode.base.files import Json
 from megacode.metrics.published import COIN_TOSS, PUBLISHED, SOURCE, measures, published_near, reliability_note
 from megacode.study_report.shapes import Reliability
 
-FACTS = Path(__file__).parent / "facts"
+REFERENCES = Path(__file__).parent / "references"
 
 
 @cache
 def read_facts(name: str) -> Any:
     """Return the contents of a file that is shipped with the report."""
-    return yaml.safe_load((FACTS / f"{name}.yaml").read_text(encoding="utf-8"))
+    return yaml.safe_load((REFERENCES / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 def title_of(metric: str) -> str:

@@ -14,7 +14,7 @@ from typing import Literal
 from megacode.base.errors import CheckpointError
 from megacode.base.files import RunDir, write_text
 from megacode.checkpoint.state import FILE_NAME, TrainState
-from megacode.config.loading import dump_config
+from megacode.config.config_file import dump_config
 from megacode.config.run import RunConfig
 from megacode.study.places import StudyDir
 from megacode.study.tree import TreeNode

@@ -12,7 +12,7 @@ from typing import Literal
 from megacode.base.appending import append_json
 from megacode.base.errors import EXIT_CHECK, EXIT_INPUT, EXIT_RESUMABLE
 from megacode.base.files import Json, RunDir, digest, read_jsonl
-from megacode.config.loading import dump_config
+from megacode.config.config_file import dump_config
 from megacode.config.run import RunConfig
 from megacode.metrics.reader import lines_backwards, read_events
 from megacode.study.places import StudyDir

@@ -22,7 +22,7 @@ from megacode.base.errors import LaunchError, MegacodeError
 from megacode.base.files import digest
 from megacode.base.lock import RunLock
 from megacode.base.ownership import read
-from megacode.config.loading import load_config
+from megacode.config.config_file import load_config
 from megacode.launch import slurm
 from megacode.launch.continuity import settings
 from megacode.launch.submission import STUDY

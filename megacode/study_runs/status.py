@@ -10,8 +10,8 @@ from megacode.base import lock
 from megacode.base.files import Json
 from megacode.base.ownership import Owner
 from megacode.study.grid import build_grid
-from megacode.study.loading import load_study
 from megacode.study.places import StudyDir
+from megacode.study.study_file import load_study
 from megacode.study.tree import Tree
 from megacode.study_runs.disk import Disk
 from megacode.study_runs.history import Former, changes_since_scores, former_arms, versions

@@ -23,7 +23,7 @@ from megacode.launch.scoring_job import submit_scoring
 from megacode.launch.submission import STUDY, Request, launch_command, render_script
 from megacode.study.places import StudyDir
 from megacode.study_runs.jobs import StudyJob, is_published, jobs_of
-from megacode.study_runs.running import Choices, MakeItems, Work, check_choices, checked_tree, prepare
+from megacode.study_runs.local_runs import Choices, MakeItems, Work, check_choices, checked_tree, prepare
 from megacode.study_runs.slurm_jobs import (
     describe_end,
     locked,

@@ -10,8 +10,8 @@ from pathlib import Path
 import yaml
 
 from megacode.base.errors import EXIT_CHECK, EXIT_RESUMABLE
+from megacode.config.config_file import dump_config, load_config
 from megacode.config.health import Health
-from megacode.config.loading import dump_config, load_config
 from megacode.config.run import RunConfig
 from megacode.mcore import agreement, groups, layout_check
 from megacode.planning.document import notes

@@ -21,7 +21,7 @@ from megacode.base.user_paths import refuse_unwritable
 from megacode.capacity.costs import flops_per_token
 from megacode.checkpoint.ledger import Ledger
 from megacode.checkpoint.state import TrainState
-from megacode.config.loading import dump_config
+from megacode.config.config_file import dump_config
 from megacode.data import dali, objects
 from megacode.data.device_loader import DeviceLoader
 from megacode.data.indexed import bin_path, idx_path

@@ -21,7 +21,7 @@ from megacode.capacity.communication import data_parallel
 from megacode.capacity.costs import flops_per_token, parameters
 from megacode.capacity.hardware import load_hardware
 from megacode.capacity.layout import Layout
-from megacode.config.loading import load_config, validate
+from megacode.config.config_file import load_config, validate
 from megacode.config.training import Fp8
 
 Place = Callable[..., Layout]

@@ -16,7 +16,7 @@ from megacode.capacity.layout import Layout
 from megacode.capacity.memory import fullest
 from megacode.capacity.owners import loads, owners, run_of
 from megacode.capacity.speed import step_time
-from megacode.config.loading import validate
+from megacode.config.config_file import validate
 from tests.mcore.decoders import MODELS
 
 SIZES = st.dictionaries(st.text("abc0123456789.", min_size=1, max_size=4), st.integers(1, 1000), max_size=30)

@@ -24,7 +24,7 @@ from megacode.checkpoint.regions import Slot
 from megacode.checkpoint.state import TrainState
 from megacode.checkpoint.store import damage
 from megacode.checkpoint.writer import bytes_of, write_alone
-from megacode.config.loading import dump_config
+from megacode.config.config_file import dump_config
 from megacode.config.quantity import Quantity
 from megacode.config.run import RunConfig
 from megacode.plan.decay_weights import decay_weights

@@ -11,7 +11,7 @@ import yaml
 
 from megacode.checkpoint.former_configs import config_before, learned_otherwise
 from megacode.checkpoint.state import TrainState
-from megacode.config.loading import dump_config
+from megacode.config.config_file import dump_config
 from megacode.config.run import RunConfig
 
 MakeConfig = Callable[..., RunConfig]

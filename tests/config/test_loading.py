@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from megacode.base.errors import ConfigError
-from megacode.config.loading import dump_config, load_config, validate
+from megacode.config.config_file import dump_config, load_config, validate
 
 GOOD = """
 name: small

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from megacode.base.errors import ConfigError
-from megacode.config.loading import load_config
+from megacode.config.config_file import load_config
 from megacode.config.yaml_reader import parse_yaml
 
 RUN = """\

@@ -15,7 +15,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from megacode.base.files import RunDir, write_text
 from megacode.checkpoint.state import TrainState
-from megacode.config.loading import dump_config, validate
+from megacode.config.config_file import dump_config, validate
 from megacode.config.run import RunConfig
 from megacode.convert import texts
 from megacode.data.indexed import IndexedDatasetWriter

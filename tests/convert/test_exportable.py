@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from megacode.base.errors import ConfigError
-from megacode.config.loading import validate
+from megacode.config.config_file import validate
 from megacode.config.run import RunConfig
 from megacode.convert.exportable import export_problems, warnings_of
 

@@ -16,7 +16,7 @@ from megacode.base.errors import CheckpointError
 from megacode.checkpoint.state import TrainState
 from megacode.checkpoint.tensors import Weights
 from megacode.cli import app
-from megacode.config.loading import load_config
+from megacode.config.config_file import load_config
 from megacode.convert.from_hf import from_hf
 from megacode.convert.hf import to_hf
 from megacode.convert.safetensors_files import SafetensorsFiles

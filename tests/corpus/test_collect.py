@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megacode.base.errors import ConfigError, DataError
-from megacode.corpus.machine.candidates import default_roots, file_kind
 from megacode.corpus.machine.collect import collect, same_words_digest
+from megacode.corpus.machine.document_files import default_roots, file_kind
 from megacode.corpus.machine.extract import manual_page_text, package_description, split_docstrings
 
 TOOL = Path(__file__).parents[2] / "tools" / "prepare_corpus.py"

@@ -24,7 +24,7 @@ from megacode.corpus.duplicates import (
     find_duplicates,
     reduce,
 )
-from megacode.corpus.duplicates.candidates import ROUNDS, compare_runs, members_of_runs
+from megacode.corpus.duplicates.band_pairs import ROUNDS, compare_runs, members_of_runs
 from megacode.corpus.duplicates.clusters import unite
 from megacode.corpus.duplicates.reduce import EXACT, KEPT, NEAR, NORMALISED
 from megacode.corpus.duplicates.similarity import exact_similarities

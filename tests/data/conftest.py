@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megacode.config.loading import validate
+from megacode.config.config_file import validate
 from megacode.config.model import TokenizerConfig
 from megacode.config.run import RunConfig
 from megacode.data.indexed import IndexedDatasetWriter

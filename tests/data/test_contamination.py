@@ -12,7 +12,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from megacode.base.files import RunDir, write_text
-from megacode.config.loading import dump_config, validate
+from megacode.config.config_file import dump_config, validate
 from megacode.config.run import RunConfig
 from megacode.data import ngram_runs
 from megacode.data.contamination import contamination, describe

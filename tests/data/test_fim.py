@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megacode.base.errors import CheckpointError, ConfigError, DataError
-from megacode.config.loading import dump_config, validate
+from megacode.config.config_file import dump_config, validate
 from megacode.config.model import FimTokens, TokenizerConfig
 from megacode.data import dali
 from megacode.data.device_loader import DeviceLoader

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from megacode.base.errors import ConfigError, DataError
-from megacode.config.loading import validate
+from megacode.config.config_file import validate
 from megacode.config.run import RunConfig
 from megacode.data.heldout_items import DOCUMENTS, build_items, heldout_documents
 from megacode.data.indexed import IndexedDatasetWriter

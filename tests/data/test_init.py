@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from megacode import cli
 from megacode.cli.init_config import _shape, shares
 from megacode.cli.init_text import scalar
-from megacode.config.loading import load_config
+from megacode.config.config_file import load_config
 from megacode.config.yaml_reader import parse_yaml
 from megacode.data import manifest as manifests
 from megacode.data.preprocess import PreprocessJob, preprocess

@@ -22,7 +22,7 @@ from megacode import cli
 from megacode.base.errors import ConfigError, DataError
 from megacode.base.files import RunDir
 from megacode.cli.data_inspect import inspect
-from megacode.config.loading import dump_config
+from megacode.config.config_file import dump_config
 from megacode.config.objects import Objects
 from megacode.data import manifest as manifests
 from megacode.data import objects

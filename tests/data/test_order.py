@@ -12,7 +12,7 @@ from megacode.base.errors import ConfigError, DataError
 from megacode.base.files import RunDir
 from megacode.checkpoint.ledger import Ledger
 from megacode.cli.plans import _show_samples, _show_texts
-from megacode.config.loading import validate
+from megacode.config.config_file import validate
 from megacode.data.preprocess import PreprocessJob, preprocess
 from megacode.data.tokenizer import load_tokenizer
 from megacode.data.windows import open_source, source_sizes, window_tokens

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from megacode.base.errors import DataError
-from megacode.config.loading import validate
+from megacode.config.config_file import validate
 from megacode.config.run import RunConfig
 from megacode.data import manifest as manifests
 from megacode.data.indexed import IndexedDatasetWriter

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from megacode.base.errors import ConfigError
-from megacode.config.loading import load_config
+from megacode.config.config_file import load_config
 from megacode.demo import _DATA_STEPS, ITERATIONS, LAYOUTS, _Demo, demo_config, expected_time, run_demo
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from megacode.base.tables import FigureTable
 from megacode.capacity.cluster import Cluster
-from megacode.config.loading import load_config
+from megacode.config.config_file import load_config
 from megacode.planning.run_plan import plan_run
 
 ROOT = Path(__file__).resolve().parents[2]

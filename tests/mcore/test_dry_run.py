@@ -15,7 +15,7 @@ import pytest
 from megacode.base.errors import ConfigError
 from megacode.capacity.hardware import load_hardware
 from megacode.capacity.layout import Layout
-from megacode.config.loading import validate
+from megacode.config.config_file import validate
 from megacode.config.model import ModelConfig
 from megacode.config.run import RunConfig
 from megacode.mcore import device, dry_run

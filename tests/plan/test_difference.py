@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from megacode.config.loading import dump_config
+from megacode.config.config_file import dump_config
 from megacode.config.run import RunConfig
 from megacode.plan.difference import Change, compare_configs, compare_schedules, former_schedule, render_changes
 from megacode.plan.phases import Schedule

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from megacode.config.loading import validate
+from megacode.config.config_file import validate
 from megacode.planning.mirrors import mirror_problems
 
 BASE = {

@@ -19,7 +19,7 @@ from rich.console import Console
 from megacode.base.errors import ConfigError, LaunchError, MegacodeError
 from megacode.base.files import RunDir, strict
 from megacode.checkpoint.ledger import Ledger
-from megacode.config.loading import load_config
+from megacode.config.config_file import load_config
 from megacode.mcore import groups
 from megacode.metrics.reader import read_metrics
 from megacode.planning.order import order_rows

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from megacode.study.grid import Grid, build_grid
-from megacode.study.loading import read_study
+from megacode.study.study_file import read_study
 from megacode.study.tree import Tree
 
 COSINE = {"schedule": "cosine", "peak": 3e-4, "final": 3e-5, "warmup": "2 iterations"}

@@ -16,7 +16,7 @@ from megacode.eval.suites import SHIPPED
 from megacode.study.declared_metrics import check_metrics
 from megacode.study.document import plan_study
 from megacode.study.grid import Grid
-from megacode.study.loading import load_study
+from megacode.study.study_file import load_study
 
 Document = dict[str, Any]
 GridOf = Callable[[Document], Grid]

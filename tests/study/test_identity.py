@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megacode.config.loading import merge, validate
+from megacode.config.config_file import merge, validate
 from megacode.data.indexed import IndexedDatasetWriter
 from megacode.plan.effects import EFFECTS, OUTSIDE
 from megacode.plan.learning_rate import PhaseRate

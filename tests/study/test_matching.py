@@ -14,13 +14,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from megacode.base.errors import ConfigError
-from megacode.config.loading import merge
+from megacode.config.config_file import merge
 from megacode.config.yaml_reader import parse_yaml
 from megacode.study.confounds import exposures
 from megacode.study.grid import Grid, build_grid
-from megacode.study.loading import load_study, read_study
 from megacode.study.matching import exposure, matched, prove
 from megacode.study.placing import PLACES, check_places, place_arms, placed_document, written
+from megacode.study.study_file import load_study, read_study
 from tests.study.conftest import CONSTANT, STUDY
 
 Document = dict[str, Any]

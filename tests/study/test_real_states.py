@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from megacode.base.files import write_text
-from megacode.config.loading import dump_config
+from megacode.config.config_file import dump_config
 from megacode.data.indexed import IndexedDatasetWriter
 from megacode.study.found import find_states
 from megacode.study.grid import Cell, Grid

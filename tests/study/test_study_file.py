@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from megacode.base.errors import ConfigError, DataError, MegacodeError, PlanError
-from megacode.config.loading import load_config
+from megacode.config.config_file import load_config
 from megacode.study.grid import Grid, build_grid
-from megacode.study.loading import load_study
 from megacode.study.settings import slug
+from megacode.study.study_file import load_study
 from tests.study.conftest import CONSTANT
 
 Document = dict[str, Any]

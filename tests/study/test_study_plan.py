@@ -17,7 +17,7 @@ from rich.console import Console
 
 from megacode.base.errors import ConfigError, PlanError
 from megacode.checkpoint.state import TrainState
-from megacode.config.loading import dump_config
+from megacode.config.config_file import dump_config
 from megacode.study.costs import Costs, Gpus
 from megacode.study.document import check_claims, plan_study
 from megacode.study.found import find_states, states_of

@@ -15,7 +15,7 @@ from megacode.base.errors import ConfigError
 from megacode.config.yaml_reader import parse_yaml
 from megacode.study.grid import Grid, build_grid
 from megacode.study.keeping import check_kept
-from megacode.study.loading import read_study
+from megacode.study.study_file import read_study
 from megacode.study.tree import Totals, Tree, totals
 from tests.study.conftest import STUDY
 

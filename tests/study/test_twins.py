@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megacode.base.errors import ConfigError, DataError
-from megacode.config.loading import merge, validate
+from megacode.config.config_file import merge, validate
 from megacode.data.indexed import IndexedDatasetWriter
 from megacode.planning.run_plan import make_plan
 from megacode.study.grid import Cell, Grid

@@ -12,10 +12,10 @@ import yaml
 
 from megacode.base.files import RunDir
 from megacode.checkpoint.state import TrainState
-from megacode.config.loading import dump_config
+from megacode.config.config_file import dump_config
 from megacode.report.run_record import iteration_of
 from megacode.study.grid import Cell, Grid, build_grid
-from megacode.study.loading import load_study
+from megacode.study.study_file import load_study
 from tests.statistics.synthetic import BITS, write_scores
 
 Document = dict[str, Any]

@@ -15,12 +15,12 @@ import yaml
 
 from megacode.base.files import RunDir, digest
 from megacode.checkpoint.state import TrainState
-from megacode.config.loading import dump_config
+from megacode.config.config_file import dump_config
 from megacode.eval.categories import category_means
 from megacode.eval.scores import task_scores
 from megacode.plan.difference import former_config
 from megacode.study.grid import Cell, build_grid
-from megacode.study.loading import load_study
+from megacode.study.study_file import load_study
 from megacode.study.tree import Tree, TreeNode
 from tests.study_report.made_suites import BITS, MadeSuite, MadeTask, Recipe
 

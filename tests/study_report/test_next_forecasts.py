@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from megacode.base.errors import ConfigError
-from megacode.study.loading import read_study
 from megacode.study.schema import Study
+from megacode.study.study_file import read_study
 from megacode.study.tree import Tree
 from megacode.study_report.forecasts import score_forecasts
 from megacode.study_report.next_arms import next_mixture

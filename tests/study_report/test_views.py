@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from megacode.base.errors import ConfigError
-from megacode.study.loading import load_study
 from megacode.study.paper import the_paper
+from megacode.study.study_file import load_study
 from megacode.study_report.beside import counterpart
 from megacode.study_report.document import report_document
 from megacode.study_report.journeys import scores_in

@@ -19,10 +19,10 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from megacode.data.heldout_items import build_items
 from megacode.data.indexed import IndexedDatasetWriter
 from megacode.study.grid import build_grid
-from megacode.study.loading import read_study
 from megacode.study.places import StudyDir
+from megacode.study.study_file import read_study
 from megacode.study.tree import Tree
-from megacode.study_runs.running import Choices, run_study
+from megacode.study_runs.local_runs import Choices, run_study
 
 RATE = {"schedule": "constant", "peak": 3e-3, "warmup": "2 iterations"}
 TEXTS = [f"The {word} of number {number} is here, and so on. " * 4 for number in range(100) for word in ("cat", "sum")]

@@ -15,11 +15,11 @@ import torch
 from megacode.base.files import RunDir
 from megacode.checkpoint.state import TrainState
 from megacode.checkpoint.tensors import Weights
-from megacode.config.loading import dump_config
+from megacode.config.config_file import dump_config
 from megacode.data.indexed import IndexedDatasetWriter
 from megacode.study.grid import build_grid
-from megacode.study.loading import read_study
 from megacode.study.places import StudyDir
+from megacode.study.study_file import read_study
 from megacode.study.tree import Tree
 from megacode.study_runs.disk import Disk
 from megacode.study_runs.jobs import StudyJob, jobs_of, write_configs

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from megacode.base.errors import ConfigError, PlanError
-from megacode.config.loading import load_config
+from megacode.config.config_file import load_config
 from megacode.planning.run_plan import make_plan
 from megacode.study_runs.disk import Disk
 from megacode.study_runs.history import accept, changes_since_scores, versions
 from megacode.study_runs.jobs import jobs_of, write_configs
-from megacode.study_runs.running import checked_tree
+from megacode.study_runs.local_runs import checked_tree
 from megacode.study_runs.runs import StudyRun, needed_runs
 from megacode.study_runs.scores import ScoreBoard
 from megacode.study_runs.states import run_states

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from megacode.base import child_processes
 from megacode.base.errors import EXIT_RESUMABLE, ConfigError, LaunchError
 from megacode.base.files import RunDir, read_jsonl
-from megacode.config.loading import dump_config
+from megacode.config.config_file import dump_config
 from megacode.eval.checkpoint_scores import score_checkpoints
 from megacode.eval.harness import ScoringOptions
 from megacode.statistics.reading import ITEMS
@@ -31,7 +31,7 @@ from megacode.study.found import find_states
 from megacode.study_runs.disk import Disk
 from megacode.study_runs.history import former_arms
 from megacode.study_runs.jobs import jobs_of
-from megacode.study_runs.running import Choices, check_choices
+from megacode.study_runs.local_runs import Choices, check_choices
 from megacode.study_runs.runs import needed_runs
 from megacode.study_runs.scores import ScoreBoard
 from megacode.study_runs.status import study_status

@@ -13,9 +13,9 @@ import pytest
 from megacode.base.errors import ConfigError
 from megacode.base.files import read_jsonl
 from megacode.data.demo_items import INDEX
-from megacode.study_runs import running
+from megacode.study_runs import local_runs
 from megacode.study_runs.disk import Disk
-from megacode.study_runs.running import Choices, check_choices
+from megacode.study_runs.local_runs import Choices, check_choices
 from megacode.study_runs.scores import ScoreBoard, score_arguments
 from megacode.study_runs.status import study_status
 from tests.study_runs.conftest import TEXTS, Trial
@@ -133,7 +133,7 @@ def test_a_score_file_says_what_is_wrong_with_it(trained: Trial) -> None:
 
 def test_without_lm_eval_only_training_is_possible(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
     own_suite(trial, TEXTS[0])
-    monkeypatch.setattr(running, "find_spec", lambda name: None)
+    monkeypatch.setattr(local_runs, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="lm-eval is not installed") as refused:
         check_choices(trial.tree(), Choices())
     assert "--no-scores" in str(refused.value)

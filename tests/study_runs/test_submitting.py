@@ -17,8 +17,8 @@ from megacode.base.files import read_jsonl
 from megacode.cli.studies import _repeatable
 from megacode.data.heldout_items import build_items
 from megacode.launch.submission import STUDY, Request
+from megacode.study_runs.local_runs import Choices
 from megacode.study_runs.outcomes import note_attempt, read_attempts
-from megacode.study_runs.running import Choices
 from megacode.study_runs.slurm_jobs import describe_end, end_job, job_words, queued_jobs, site_variable, slurm_name
 from megacode.study_runs.status import study_status
 from megacode.study_runs.submitted_table import render_submitted

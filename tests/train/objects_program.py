@@ -10,7 +10,7 @@ import boto3
 from boto3.s3.transfer import TransferConfig
 
 from megacode.base.errors import MegacodeError
-from megacode.config.loading import load_config
+from megacode.config.config_file import load_config
 from megacode.data.windows import open_streams
 from megacode.mcore import groups
 from megacode.train import main

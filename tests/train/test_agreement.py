@@ -41,7 +41,7 @@ def _two_nodes(out: Path, config: Path) -> None:
     """Train two runs alone, and lay each one's checkpoint under the same name on a node of its own."""
     from contextlib import ExitStack
 
-    from megacode.config.loading import load_config
+    from megacode.config.config_file import load_config
     from megacode.planning.run_plan import make_plan
     from megacode.train.loop import train
     from megacode.train.setup import build_trainer

@@ -12,7 +12,7 @@ import yaml
 
 from megacode.base.errors import CheckpointError
 from megacode.base.files import RunDir
-from megacode.config.loading import load_config
+from megacode.config.config_file import load_config
 from megacode.metrics.reader import read_metrics
 from megacode.planning.run_plan import make_plan
 from megacode.status.sample_proof import prove_samples

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from megacode.base.files import RunDir
-from megacode.config.loading import load_config
+from megacode.config.config_file import load_config
 from megacode.data.indexed import IndexedDatasetWriter
 from megacode.data.tokenizer import HuggingFaceTokenizer
 from megacode.data.train_tokenizer import train_tokenizer

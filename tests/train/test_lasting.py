@@ -19,7 +19,7 @@ import torch
 from megacode.base.errors import CheckpointError
 from megacode.base.files import RunDir, read_jsonl
 from megacode.checkpoint.tensors import Weights
-from megacode.config.loading import load_config
+from megacode.config.config_file import load_config
 from megacode.metrics.reader import read_metrics
 from megacode.planning.run_plan import make_plan
 from megacode.train.calendar import Iteration

@@ -17,7 +17,7 @@ from megacode.checkpoint import store
 from megacode.checkpoint.ledger import Ledger
 from megacode.checkpoint.state import TrainState
 from megacode.checkpoint.tensors import Weights
-from megacode.config.loading import load_config
+from megacode.config.config_file import load_config
 from megacode.planning.order import order_rows
 from megacode.planning.run_plan import make_plan
 from megacode.train.calendar import Iteration

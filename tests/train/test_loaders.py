@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from megacode.base.files import RunDir
-from megacode.config.loading import load_config
+from megacode.config.config_file import load_config
 from megacode.data import dali
 from megacode.metrics.reader import read_metrics
 from megacode.planning.run_plan import make_plan

@@ -16,7 +16,7 @@ from megacode.base.errors import CheckpointError, ConfigError
 from megacode.base.files import RunDir
 from megacode.checkpoint.state import TrainState
 from megacode.checkpoint.store import find_checkpoint
-from megacode.config.loading import dump_config, validate
+from megacode.config.config_file import dump_config, validate
 from megacode.data.indexed import IndexedDatasetWriter
 from megacode.planning import run_plan
 from megacode.planning.run_plan import Plan, make_plan, plan_run

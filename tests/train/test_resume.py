@@ -12,7 +12,7 @@ import pytest
 
 from megacode.base.errors import CheckpointError
 from megacode.base.files import RunDir, read_jsonl
-from megacode.config.loading import load_config
+from megacode.config.config_file import load_config
 from megacode.metrics.reader import read_metrics
 from megacode.planning.run_plan import make_plan
 from megacode.train.loop import train

@@ -22,8 +22,8 @@ from megacode.base.errors import ConfigError
 from megacode.base.files import RunDir, read_jsonl
 from megacode.checkpoint.state import TrainState
 from megacode.checkpoint.store import prune
+from megacode.config.config_file import dump_config, load_config
 from megacode.config.evaluate import Evaluate
-from megacode.config.loading import dump_config, load_config
 from megacode.data.indexed import IndexedDatasetWriter
 from megacode.metrics.reader import read_metrics
 from megacode.metrics.sinks import Events

@@ -10,7 +10,7 @@ import pytest
 
 from megacode.base.errors import ConfigError, DataError, LaunchError
 from megacode.base.files import RunDir
-from megacode.config.loading import load_config
+from megacode.config.config_file import load_config
 from megacode.planning.run_plan import make_plan
 from megacode.train.start_checks import check_ready, most_at_once
 

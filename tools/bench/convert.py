@@ -31,7 +31,7 @@ from megacode.checkpoint.files import shard_name
 from megacode.checkpoint.regions import Slot
 from megacode.checkpoint.state import TrainState
 from megacode.checkpoint.writer import bytes_of, write_alone
-from megacode.config.loading import dump_config, validate
+from megacode.config.config_file import dump_config, validate
 from megacode.config.run import RunConfig
 from megacode.convert.hf import write_model
 from megacode.convert.mapping import Sizes, mcore_shapes

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from megacode.config.loading import validate
+from megacode.config.config_file import validate
 from megacode.config.run import RunConfig
 from megacode.data.indexed import HEADER, MAGIC, IndexedDatasetWriter
 

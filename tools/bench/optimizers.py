@@ -20,7 +20,7 @@ import typer
 import yaml
 
 from megacode.base.files import RunDir
-from megacode.config.loading import load_config
+from megacode.config.config_file import load_config
 from megacode.demo import HELD_OUT, demo_config
 from megacode.metrics.reader import read_metrics
 from megacode.planning.run_plan import make_plan

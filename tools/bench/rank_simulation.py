@@ -27,7 +27,7 @@ class Simulation:
     """
 
     def __init__(self, path: Path, ranks: int) -> None:
-        from megacode.config.loading import load_config
+        from megacode.config.config_file import load_config
 
         batch = [f"train.global_batch_size={ranks}", "train.micro_batch_size=1"]  # which decide nothing here
         self.config = load_config(path, batch)

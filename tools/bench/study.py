@@ -30,7 +30,7 @@ from megacode.base.files import RunDir, digest, to_json  # noqa: E402
 from megacode.checkpoint.state import TrainState  # noqa: E402
 from megacode.study.found import find_states  # noqa: E402
 from megacode.study.grid import build_grid  # noqa: E402
-from megacode.study.loading import load_study  # noqa: E402
+from megacode.study.study_file import load_study  # noqa: E402
 from megacode.study.tree import Tree  # noqa: E402
 from tests.study_report.made_suites import MadeSuite, MadeTask, Recipe  # noqa: E402
 from tests.study_report.synthetic import make_study, score_document  # noqa: E402

@@ -28,8 +28,8 @@ import numpy.typing as npt
 
 from megacode.base.files import Json, atomic_path, digest, read_json, remove, to_json, write_json
 from megacode.base.progress import bar
+from megacode.corpus.duplicates.band_pairs import compare_runs, members_of_runs
 from megacode.corpus.duplicates.buckets import buckets, runs
-from megacode.corpus.duplicates.candidates import compare_runs, members_of_runs
 from megacode.corpus.duplicates.clusters import unite
 from megacode.corpus.duplicates.collection import Collection, Ranking, SignedShard
 from megacode.corpus.duplicates.signatures import BANDS

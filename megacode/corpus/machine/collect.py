@@ -32,7 +32,7 @@ from megacode.base.files import atomic_path, digest, file_digest, write_json
 from megacode.base.user_paths import refuse_existing, refuse_unwritable
 from megacode.corpus.document import Counts, Document
 from megacode.corpus.filters import make_filters
-from megacode.corpus.machine.candidates import Candidate, candidates, default_roots
+from megacode.corpus.machine.document_files import Candidate, candidates, default_roots
 from megacode.corpus.machine.extract import manual_page_text, package_description, split_docstrings
 from megacode.corpus.machine.licence_notices import without_notice
 

@@ -109,7 +109,7 @@ def shape(preset: str) -> tuple[Any, int]:
 
 def run_config(preset: str, micro: int, **precision: Any) -> Any:
     """Return the config of a run of a preset that sees sequences of the benchmark's length."""
-    from megacode.config.loading import validate
+    from megacode.config.config_file import validate
 
     rate = {"schedule": "constant", "peak": 1e-4}
     return validate(

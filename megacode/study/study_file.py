@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from megacode.config.loading import read_document
+from megacode.config.config_file import read_document
 from megacode.config.validation import validated
 from megacode.study.rules import RULES
 from megacode.study.schema import Study

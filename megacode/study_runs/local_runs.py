@@ -25,9 +25,9 @@ from megacode.planning.run_plan import check_trainable
 from megacode.study.declared_metrics import check_metrics
 from megacode.study.grid import build_grid
 from megacode.study.keeping import check_kept
-from megacode.study.loading import load_study
 from megacode.study.matching import prove
 from megacode.study.places import StudyDir
+from megacode.study.study_file import load_study
 from megacode.study.suites import check_suites
 from megacode.study.tree import Tree
 from megacode.study.working_directory import advice_on
