@@ -68,7 +68,7 @@ class OpenTelemetry(Frozen):
 
 
 class Metrics(Frozen):
-    """Mirrors of metrics.jsonl. They run beside the training and never delay an iteration.
+    """Mirrors of metrics.jsonl. They run beside the training, and no iteration waits for them.
 
     Attributes:
         wandb, mlflow, opentelemetry: each absent: no such mirror.
