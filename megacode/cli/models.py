@@ -138,7 +138,7 @@ def evaluate(
     # How and where.
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences per forward pass.")] = 16,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default: CUDA if available.")] = None,
-    backend: Annotated[Backend, typer.Option(help="What runs the model: transformers or vLLM.")] = "hf",
+    backend: Annotated[Backend | None, typer.Option(help="hf (default): transformers; or vllm.")] = None,
     run_generated_code: Annotated[
         bool, typer.Option("--run-generated-code", help="Run code that the model writes, in a sandbox.")
     ] = False,

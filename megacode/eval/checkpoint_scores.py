@@ -65,7 +65,7 @@ def as_the_run_asks(run: Path, choices: ScoringOptions, keep: bool) -> tuple[str
         limit=choices.limit or wanted.limit,
         without=choices.without or wanted.without,
         run_code=choices.run_code or wanted.run_generated_code,
-        backend=wanted.backend if choices.backend == "hf" else choices.backend,
+        backend=choices.backend or wanted.backend,
     )
     return wanted.suite, made, keep or wanted.keep_exports
 
@@ -158,7 +158,7 @@ def _score_one(
     target = out or run.score(wanted.name, state.iteration)
     with scoring_alone(run, state.iteration):
         if not again:
-            refuse_other_backend(target, choices.backend)
+            refuse_other_backend(target, choices.backend or "hf")
         # Asked under the lock: the process that held it may just have scored this checkpoint.
         if not again and is_scored(state, wanted, target, choices):
             return read_score_file(target), False

@@ -60,7 +60,8 @@ class ScoringOptions:
         limit: items per task, at most.
         batch_size: sequences per forward pass.
         device: `cpu`, `cuda`, `cuda:1`; None: CUDA where there is any, one GPU a rank.
-        backend: what runs the model: transformers (`hf`), or vLLM, which has one process and chooses its device.
+        backend: what runs the model: transformers (`hf`), or vLLM, which has one process and chooses its device; None:
+            nothing was asked for, and transformers does.
         verbose: let lm-eval log and draw its bars.
         run_code: run the code that the model writes; if not, tasks that need it are excluded.
         without: tasks to leave out.
@@ -73,7 +74,7 @@ class ScoringOptions:
     limit: int | None = None
     batch_size: int = BATCH_SIZE
     device: str | None = None
-    backend: Backend = "hf"
+    backend: Backend | None = None
     verbose: bool = False
     run_code: bool = False
     without: tuple[str, ...] = ()
@@ -138,7 +139,7 @@ def evaluate_many(
             refuse_existing(targets, False, "--out")
         if not choices.overwrite:
             for target in targets:
-                refuse_other_backend(target, choices.backend)
+                refuse_other_backend(target, choices.backend or "hf")
         if ranks.first:
             # Found out now and not after hours of scoring.
             for target in dict.fromkeys(path.parent for path in targets):
@@ -221,7 +222,8 @@ def _score(
     start, (device, target, ranks) = time.perf_counter(), where
     model, parameters, dtype = _load(hf_dir, choices, device)
     facts = ranks.broadcast(model_facts(hf_dir) if ranks.first else None)
-    settings = {"limit": choices.limit, "device": device.partition(":")[0], "dtype": dtype, "backend": choices.backend}
+    settings = {"limit": choices.limit, "device": device.partition(":")[0], "dtype": dtype}
+    settings["backend"] = choices.backend or "hf"
     made = provenance()
     # Results that were kept by an earlier, interrupted call count only under the same identity.
     identity = {"model": facts, "suite": suite.files_digest(), "settings": settings, "versions": made["versions"]}
@@ -234,7 +236,7 @@ def _score(
             if ranks.first:
                 partial.keep(name, part)
         parts[name] = part
-    if ranks.first and choices.backend == "hf":
+    if ranks.first and choices.backend != "vllm":
         write_samples(TextWriter(model.model, model.tokenizer, hf_dir), run_of(hf_dir), facts)
     scores = {name: part["scores"] for name, part in parts.items()}
     document = {

@@ -10,16 +10,13 @@ from typing import Any
 from megacode.base.errors import PlanError, Problem
 from megacode.study.confounds import exposures
 from megacode.study.costs import Costs, Gpus
-from megacode.study.declared_metrics import check_metrics
 from megacode.study.found import Found, find_states
-from megacode.study.grid import Cell, Grid, build_grid
+from megacode.study.grid import Cell, Grid
 from megacode.study.intervals import USUAL_ITEMS, expected_intervals
-from megacode.study.keeping import check_kept
 from megacode.study.matching import Proof, prove
 from megacode.study.merging import constant_rate
+from megacode.study.planned_tree import planned_tree
 from megacode.study.schema import Study
-from megacode.study.study_file import load_study
-from megacode.study.suites import check_suites
 from megacode.study.tree import Tree, TreeNode, totals
 from megacode.study.why import reasons
 
@@ -45,14 +42,7 @@ def plan_study(
         DataError: a data set cannot be read.
         PlanError: an arm cannot be trained as it is written.
     """
-    study = load_study(path)
-    check_suites(study, path)
-    grid = build_grid(study, path)
-    check_metrics(grid, path)
-    # From here on nothing is read but checkpoints.
-    # The order of checks is the order in which a user can fix things: arms, then sharing, then checkpoints.
-    tree = Tree(grid)
-    check_kept(tree)
+    study, grid, tree = planned_tree(path)
     document = study_document(tree, prove(grid), find_states(Path(study.directory)), Costs(gpus), why)
     document["expected"] = expected_intervals(grid, items)
     return document

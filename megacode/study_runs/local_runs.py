@@ -22,13 +22,9 @@ from megacode.config.run import RunConfig
 from megacode.config.suggestions import did_you_mean
 from megacode.eval.made_items import items_dir
 from megacode.planning.run_plan import check_trainable
-from megacode.study.declared_metrics import check_metrics
-from megacode.study.grid import build_grid
-from megacode.study.keeping import check_kept
 from megacode.study.matching import prove
 from megacode.study.places import StudyDir
-from megacode.study.study_file import load_study
-from megacode.study.suites import check_suites
+from megacode.study.planned_tree import planned_tree
 from megacode.study.tree import Tree
 from megacode.study.working_directory import advice_on
 from megacode.study_runs.disk import Disk
@@ -107,12 +103,7 @@ def checked_tree(path: Path) -> Tree:
         ConfigError, DataError: the study is wrong, or its data are not there.
         PlanError: a claim does not hold, or a phase is infeasible.
     """
-    study = load_study(path)
-    check_suites(study, path)
-    grid = build_grid(study, path)
-    check_metrics(grid, path)
-    tree = Tree(grid)
-    check_kept(tree)
+    _, grid, tree = planned_tree(path)
     problems = [problem for proof in prove(grid) for problem in proof.problems]
     if problems:
         raise PlanError(problems=problems)

@@ -80,9 +80,13 @@ def test_without_a_suite_the_run_s_own_section_decides(golden: Path, tmp_path: P
     assert as_the_run_asks(tmp_path, ScoringOptions(), False) == ("demo", ScoringOptions(), False)
     section = "evaluate: {suite: to-code, limit: 8, without: [storycloze], keep_exports: true}\n"
     (tmp_path / "run.yaml").write_text(text + section)
-    asked = ScoringOptions(limit=8, without=("storycloze",))
+    asked = ScoringOptions(limit=8, without=("storycloze",), backend="hf")
     assert as_the_run_asks(tmp_path, ScoringOptions(), False) == ("to-code", asked, True)
     assert as_the_run_asks(tmp_path, ScoringOptions(limit=2), False)[1].limit == 2
+    (tmp_path / "run.yaml").write_text(text + "evaluate: {suite: to-code, backend: vllm, where: slurm}\n")
+    assert as_the_run_asks(tmp_path, ScoringOptions(), False)[1].backend == "vllm"
+    # On a machine without vLLM: what the user says wins over the run.
+    assert as_the_run_asks(tmp_path, ScoringOptions(backend="hf"), False)[1].backend == "hf"
 
 
 def scorer(run: Path, iteration: int) -> subprocess.Popen[str]:

@@ -58,12 +58,11 @@ class FamilyRow(Protocol):
 
 
 @dataclass(frozen=True)
-class Same:
-    """A key that holds a field's value under another name; `default` where config.json may lack it."""
+class _KeyOfField:
+    """A key of config.json and the field of the model that it stands for."""
 
     key: str
     field: str
-    default: Any = None
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -72,6 +71,13 @@ class Same:
     @property
     def fields(self) -> tuple[str, ...]:
         return (self.field,)
+
+
+@dataclass(frozen=True)
+class Same(_KeyOfField):
+    """A key that holds a field's value under another name; `default` where config.json may lack it."""
+
+    default: Any = None
 
     def read(self, document: Document) -> dict[str, Any]:
         value = document.get(self.key, self.default)
@@ -82,21 +88,11 @@ class Same:
 
 
 @dataclass(frozen=True)
-class Switch:
+class Switch(_KeyOfField):
     """A key that is true or false, and the field's value for each."""
 
-    key: str
-    field: str
     on: Any
     off: Any
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return (self.key,)
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        return (self.field,)
 
     def read(self, document: Document) -> dict[str, Any]:
         return {self.field: self.on if document.get(self.key) else self.off}
