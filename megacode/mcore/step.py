@@ -26,7 +26,7 @@ from megacode.mcore.sharding import bare
 from megacode.plan.batch import samples_digest
 
 Accepts = Callable[[float, float], bool]
-_SUMS = 6  # rows of the sums by source: losses, z-losses, tokens, samples, digests, tokens of fill in the middle
+_SUMS = 6  # rows of the sums by source: losses, tokens, samples, digests, tokens of fill in the middle, z-losses
 
 
 @dataclass(frozen=True)
@@ -270,16 +270,15 @@ def _part(ranks: Ranks, whole: Tensor) -> Tensor:
 def _losses(ranks: Ranks, batch: MicroBatch, num_sources: int, losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the sum to backpropagate, the number of valid tokens, and [6, num_sources + 1] fp64 sums by source.
 
-    Its rows are losses, z-losses, tokens, samples, digests and tokens of fill in the middle; the last column collects
+    Its rows are losses, tokens, samples, digests, tokens of fill in the middle and z-losses; the last column collects
     rows without a source. Losses and tokens are those of this rank's part of the sequences. The others are counted by
     the first context-parallel rank only.
     """
     mask = _part(ranks, batch.loss_mask)
     # [1, b, s], or [2, b, s] with z-losses.
     masked = losses.float().reshape(-1, *mask.shape) * mask
-    z_losses = masked[1] if len(masked) > 1 else torch.zeros_like(mask)
     # fp64 sums hardly depend on the order of addition, so reported losses agree between layouts.
-    rows = torch.stack((masked[0].detach(), z_losses.detach(), mask)).sum(2, dtype=torch.float64)
+    rows = torch.stack((*masked.detach(), mask)).sum(2, dtype=torch.float64)
     digests = batch.digests
     if digests is None:
         digests = device.to_device(torch.from_numpy(samples_digest(batch.samples.numpy())))
@@ -288,7 +287,10 @@ def _losses(ranks: Ranks, batch: MicroBatch, num_sources: int, losses: Tensor) -
     counts = torch.stack((ones, digests, fim)) * (ranks.cp_rank == 0)
     sources = device.to_device(batch.source_ids) % (num_sources + 1)  # -1 becomes the last column
     sums = torch.zeros(_SUMS, num_sources + 1, dtype=torch.float64, device=rows.device)
-    return masked.sum(), rows[2].sum().int(), sums.index_add_(1, sources, torch.cat((rows, counts)))
+    # Without z-losses their row is last, and stays zero: nothing is computed for it.
+    parts = torch.cat((rows[:1], rows[-1:], counts, rows[1:-1]))
+    sums[: len(parts)].index_add_(1, sources, parts)
+    return masked.sum(), rows[-1].sum().int(), sums
 
 
 def _summed(rank_model: RankModel, sums_by_micro_batch: list[Tensor], num_sources: int) -> Losses:
@@ -302,7 +304,7 @@ def _summed(rank_model: RankModel, sums_by_micro_batch: list[Tensor], num_source
             dist.all_reduce(sums, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     _from_last_stage(rank_model, sums)
     # Here the host waits for the device: all numbers of the iteration come over in one copy.
-    loss_sum, z_losses, tokens, samples, digests, fim = sums[:, :num_sources].tolist()
+    loss_sum, tokens, samples, digests, fim, z_losses = sums[:, :num_sources].tolist()
     valid, sequences, of_fim = ([int(n) for n in column] for column in (tokens, samples, fim))
     return Losses(loss_sum, valid, sequences, int(sum(digests)), of_fim, sum(z_losses))
 
