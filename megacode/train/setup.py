@@ -83,7 +83,7 @@ def build_trainer(
     ranks = groups.start(config.parallel, config.seed, config.health.hang_timeout, lambda: stop_signal.name)
     first, looks = ranks.rank == 0, nodes.first_of_node()
     streams = _streams(plan, ranks, looks, stop_signal)  # before anything is written
-    watching = _watched(plan, run, ranks, requests := TouchFiles(run) if first else None, closing)
+    watching = _watched(plan, run, ranks, first, closing)
     closing.callback(groups.stop)  # again: this one runs before the watchdog ends, so that a hang in it is noticed
     events = agreement.on_all(lambda: Events(run) if first else None)
     ledger = Ledger(run, agreement.decided(lambda: Ledger.read(run).entries), writes=first)
@@ -111,7 +111,7 @@ def build_trainer(
         fp8=fp8,
         watchdog=watching,
         limit=limit,
-        requests=requests,
+        requests=TouchFiles(run) if first else None,
         stop_signal=stop_signal,
         scoring=scoring,
         mirrors=_mirrors(plan, run, first, closing),
@@ -254,15 +254,15 @@ def _locked(run: RunDir) -> RunLock:
     return lock
 
 
-def _watched(plan: Plan, run: RunDir, ranks: Ranks, requests: TouchFiles | None, closing: ExitStack) -> Watchdog:
+def _watched(plan: Plan, run: RunDir, ranks: Ranks, first: bool, closing: ExitStack) -> Watchdog:
     """Take the run's lock and start this rank's watchdog; both end with the run."""
     lock = _locked(run)  # first: whoever does not hold it must not touch the files below
     closing.callback(lock.release)
 
     def clear() -> None:
-        if requests is not None:
+        if first:
             old_stacks.clear(run)
-            requests.clear()
+            TouchFiles(run).clear()
 
     agreement.on_all(clear)
     # Old requests are gone on all ranks now, so no watchdog mistakes one for a new one.
@@ -270,7 +270,7 @@ def _watched(plan: Plan, run: RunDir, ranks: Ranks, requests: TouchFiles | None,
     timeout, memory = plan.config.health.hang_timeout, device.memory_high_water
     watching = Watchdog(
         run, ranks.rank, ranks.world_size, timeout,
-        node=node, lock=lock if requests is not None else None, memory=memory,
+        node=node, lock=lock if first else None, memory=memory,
     )  # fmt: skip
     watching.beat("starting", 0)
     closing.callback(watching.stop)
