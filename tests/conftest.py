@@ -14,6 +14,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 from megacode.base import child_processes
+from tests import forked
 from tests.limits import HANG
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -96,10 +97,16 @@ def foreign_modules() -> Callable[[Path], None]:
 
 @pytest.fixture
 def megacode(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Call `megacode ARGUMENTS` in the test's directory, without importing from there; returns the finished process."""
+    """Call `megacode ARGUMENTS` in the test's directory, without importing from there; returns the finished process.
 
-    def call(*arguments: object, timeout: float = HANG) -> subprocess.CompletedProcess[str]:
-        command = child_processes.command([*map(str, arguments)])
+    Heavy commands run in a fork, see tests/forked.py, unless `new=True` asks for a new process.
+    """
+
+    def call(*arguments: object, timeout: float = HANG, new: bool = False) -> subprocess.CompletedProcess[str]:
+        words = [*map(str, arguments)]
+        if not new and forked.can_fork(words):
+            return forked.call(words, tmp_path, timeout)
+        command = child_processes.command(words)
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=timeout, check=False)
 
     return call

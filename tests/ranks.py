@@ -23,10 +23,10 @@ from typing import Any
 from megacode.base.ports import free_port
 from tests.limits import HANG
 
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["tests.preloaded"])
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.preloaded"])
 _NEW = multiprocessing.get_context("spawn")
-_GPU = Path("/dev/nvidiactl").exists()  # Megatron-core asks for GPUs when imported, and CUDA does not survive a fork
+GPU = Path("/dev/nvidiactl").exists()  # Megatron-core asks for GPUs when imported, and CUDA does not survive a fork
 
 
 def run_ranks(
@@ -47,7 +47,7 @@ def run_ranks(
         timeout: seconds until all ranks are killed and the test fails: a dead rank leaves the others waiting.
         forked: False for a program whose environment must be set before its imports.
     """
-    context = _FORKS if forked and not _GPU else _NEW
+    context = FORKS if forked and not GPU else _NEW
     with tempfile.TemporaryDirectory() as directory:
         port = free_port()
         call = json.dumps([str(program), function, arguments or {}])
@@ -135,7 +135,11 @@ def main(call: str, environment: dict[str, str], out: str) -> None:
     except BaseException:
         traceback.print_exc()
         status = 1
-    # A rank whose gloo threads outlive the interpreter can abort at exit; its result is written, so leave at once.
+    leave(status)
+
+
+def leave(status: int) -> None:
+    """End this process at once: gloo threads that outlive the interpreter can abort it at exit."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
