@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.ranks import FORKS, GPU, leave
+from tests.ranks import FORKS, GPU, leave, start_server
 
 # Commands that import torch. The others start sooner than a fork is asked for.
 HEAVY = ("train", "replay", "convert", "checkpoint")
@@ -34,6 +34,7 @@ def call(arguments: Sequence[str], cwd: Path, timeout: float) -> subprocess.Comp
     """
     with tempfile.TemporaryDirectory() as folder:
         given = json.dumps([list(arguments), str(cwd), dict(os.environ)])
+        start_server()
         process = FORKS.Process(target=main, args=(given, folder))
         process.start()
         process.join(timeout)
@@ -51,6 +52,7 @@ def main(given: str, folder: str) -> None:
         with (Path(folder) / name).open("wb") as file:
             os.dup2(file.fileno(), number)
     os.chdir(cwd)
+    sys.path[:] = [path for path in sys.path if path]  # as `-P` does: nothing is imported from the working directory
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = ["megacode", *arguments]

@@ -7,6 +7,7 @@ process would be after its imports, which take four seconds of CPU.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import multiprocessing
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 import traceback
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,13 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.preloaded"])
 _NEW = multiprocessing.get_context("spawn")
 GPU = Path("/dev/nvidiactl").exists()  # Megatron-core asks for GPUs when imported, and CUDA does not survive a fork
+
+
+def start_server() -> None:
+    """Start the server of forks if it does not run: not in a test's directory, where its imports would look first."""
+    if not GPU:
+        with contextlib.chdir(Path(__file__).parents[1]):
+            forkserver.ensure_running()
 
 
 def run_ranks(
@@ -47,6 +56,7 @@ def run_ranks(
         timeout: seconds until all ranks are killed and the test fails: a dead rank leaves the others waiting.
         forked: False for a program whose environment must be set before its imports.
     """
+    start_server()
     context = FORKS if forked and not GPU else _NEW
     with tempfile.TemporaryDirectory() as directory:
         port = free_port()

@@ -73,7 +73,8 @@ class _Child:
             self._failed(last_message(self.log) or ended)
 
     def let_end(self) -> None:
-        """Tell it that the run has ended; one that is pausing tries once more."""
+        """Tell it that the run has ended; one that is pausing, or has just failed, tries once more."""
+        self.poll()
         self._next = 0.0
         self.start()
         if self.process is not None and self.process.stdin is not None:

@@ -111,11 +111,13 @@ class Run:
         length = {} if iteration is None else {"until": f"{iteration} iterations"}
         self.config.write_text(yaml.safe_dump({**self._config, "phases": [{**phase, **length}]}))
 
-    def submit(self, *overrides: str, ranks: int = 1, flags: tuple[str, ...] = (), **variables: str) -> str:
-        """Submit it on two nodes and return the job's number."""
+    def submit(
+        self, *overrides: str, nodes: int = 1, ranks: int = 1, flags: tuple[str, ...] = (), **variables: str
+    ) -> str:
+        """Submit it on so many nodes, with so many ranks on each, and return the job's number."""
         environment = {"CONFIG": self.config, "RUN_DIR": self.directory.path, "VENV": sys.prefix, **variables}
         settings = [f"{name}={value}" for name, value in environment.items()]
-        options = ["--nodes=2", f"--ntasks-per-node={ranks}", "--cpus-per-task=1", "--gpus-per-node=0", "--time=10"]
+        options = [f"--nodes={nodes}", f"--ntasks-per-node={ranks}", "--cpus-per-task=1", "--gpus-per-node=0", "--time=10"]
         command = ["sbatch", "--parsable", *options, f"--output={self.log}", "--job-name=test", *flags]
         return self._cluster.ask("env", *settings, *command, "slurm/pretrain_470m.sh", *overrides).strip()
 

@@ -48,7 +48,7 @@ def test_a_run_goes_on_after_its_time_limit(run: Any, cluster: Any) -> None:
 
 
 def test_a_run_goes_on_after_a_requeue_and_after_the_loss_of_a_node(run: Any, cluster: Any) -> None:
-    job = run.submit("checkpoint.every=10 iterations", "checkpoint.keep_last=2")
+    job = run.submit("checkpoint.every=10 iterations", "checkpoint.keep_last=2", nodes=2)
     run.await_iteration(20)
     cluster.ask("scontrol", "requeue", job)
     before = run.await_line("begin", 2)
@@ -110,7 +110,7 @@ def test_a_next_job_that_was_moved_to_a_smaller_partition_starts(
     moved = tmp_path / "moved"
     once = f'if [ "$2" = preflight ] && [ -z "$MEGACODE_CHAIN_BEFORE" ]; then until [ -e {moved} ]; do sleep 0.2; done;'
     blind = saboteur(f'{once} if [ "$SLURMD_NODENAME" = n0 ]; then set -- "$@" --gpus 8; fi; fi')
-    job = run.submit(CONTAINER_EXEC=blind, CONTINUITY="chain", flags=("--no-requeue", "--nodelist=n0,n1"))
+    job = run.submit(nodes=2, CONTAINER_EXEC=blind, CONTINUITY="chain", flags=("--no-requeue", "--nodelist=n0,n1"))
     following = run.await_line("begin", 1)["next"]
     cluster.ask("scontrol", "update", f"JobId={following}", "Partition=small")
     moved.touch()

@@ -24,7 +24,7 @@ def test_two_nodes_train_what_one_process_trains(
     run.config.write_text(golden.read_text().replace("data/", f"{tmp_path}/data/"))
     secret = uuid.uuid4().hex
     secrets = dict.fromkeys(("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "MEGACODE_TOKEN"), secret)
-    job = run.submit("train.micro_batch_size=2", ranks=2, **secrets)
+    job = run.submit("train.micro_batch_size=2", nodes=2, ranks=2, **secrets)
     assert cluster.wait(job) == "COMPLETED", run.tail()
     losses = [line["loss"] for line in read_metrics(run.directory.metrics) if line["kind"] == "train"]
     expected = compare_losses.losses_of(str(golden.parent / "losses.txt"))
@@ -90,7 +90,7 @@ def test_launch_checks_and_then_submits_the_same_body(run: Any, cluster: Any, tm
 def test_a_node_that_fails_its_health_check_is_kept_off(run: Any, cluster: Any, saboteur: Callable[[str], str]) -> None:
     run.last_until(5)
     blind = saboteur('if [ "$SLURMD_NODENAME" = n0 ] && [ "$2" = preflight ]; then set -- "$@" --gpus 8; fi')
-    job = run.submit(CONTAINER_EXEC=blind)
+    job = run.submit(nodes=2, CONTAINER_EXEC=blind)
     assert cluster.wait(job) == "COMPLETED", run.tail()
     first, second = run.lines("begin")
     assert first["nodes"] == ["n0", "n1"]

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from megacode.base import child_processes
 from megacode.base.files import RunDir, read_json
+from megacode.config.mirrors import Metrics
 from megacode.metrics.mirrors.program import state_path, unsent
 from megacode.metrics.reader import read_metrics
+from megacode.train.mirroring import Mirrors
 from tests.limits import HANG, wait_until
 from tests.metrics.mirrored import (
     Collector,
@@ -78,11 +81,35 @@ def test_a_killed_run_and_killed_mirrors_continue_their_curves(golden: Path, tmp
     (run.path / "stop").touch()
     assert second.wait(HANG) == 75, log_of(run)
     assert losses(run)[-1][0] > reached
+    # A run that was told to stop waits five seconds for them, which a busy machine needs for their imports.
+    sent = mirror(run)
+    assert sent.returncode == 0, sent.stderr
     assert {unsent(run, "wandb"), unsent(run, "mlflow")} == {0}, log_of(run)
     client, shown = mlflow_runs(uri)
     assert mlflow_points(client, shown, "train/loss") == losses(run)
     (held,) = wandb_runs(run).values()
     assert wandb_losses(held["rows"]) == losses(run)
+
+
+def test_a_mirror_that_is_killed_just_before_the_run_ends_is_started_once_more(
+    golden: Path, tmp_path: Path, megacode: Megacode
+) -> None:
+    done = megacode("train", golden, "run_dir=run")
+    assert done.returncode == 0, done.stderr
+    run, collector = RunDir(tmp_path / "run"), Collector()
+    settings = {"opentelemetry": {"endpoint": collector.url}, "wait": "10m"}
+    config = yaml.safe_load(run.config.read_text())
+    run.config.write_text(yaml.safe_dump({**config, "metrics": settings}))
+    mirrors = Mirrors(run, Metrics.model_validate(settings), writes=True)
+    mirrors.poll()
+    (child,) = mirrors._children
+    assert child.process is not None
+    child.process.kill()
+    child.process.wait()
+    mirrors.finish(hurry=False)
+    collector.close()
+    assert unsent(run, "opentelemetry") == 0
+    assert collector.values("megacode.train.loss") == [loss for _, loss in losses(run)]
 
 
 def start(config: Path, run: RunDir, mirrors: str) -> subprocess.Popen[bytes]:
