@@ -87,7 +87,8 @@ def test_every_layout_goes_on_from_every_layout(
     for ranks, layouts in cases.items():
         given = {"layouts": layouts, "directory": str(tmp_path), "dtype": dtype, "model": model, "train": train}
         written |= on_ranks(ranks, "writes", given)[0]
-    names = list(written) if dtype == "fp32" else list(written)[::4]
+    # Each layout reads each other's once; with Muon and in bf16, some of each number of ranks.
+    names = list(written)[:: {"fp32-adamw": 1, "fp32-muon": 3}.get(f"{dtype}-{optimizer}", 5)]
     compared = 0
     for ranks, layouts in cases.items():
         given = {"layouts": layouts, "directory": str(tmp_path), "dtype": dtype, "model": model, "train": train}

@@ -47,7 +47,6 @@ TWO: dict[str, dict[str, Any]] = {
     "dp2-overlap": {"distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True},
     "cp2-sharded-overlap-reduce": {"context": 2, "distributed_optimizer": True, "overlap_grad_reduce": True},
 }
-MUON_BLOCKS = ("muon", "muon-plain", "muon-tied", "muon-bf16")
 # Muon cannot overlap the gathering of weights.
 MUON = [layout for layout, settings in TWO.items() if not settings.get("overlap_param_gather")]
 FOUR: dict[str, dict[str, Any]] = {
@@ -127,22 +126,17 @@ class Programs:
         return [rank[case] for rank in found]
 
 
-def by_block(pairs: list[tuple[str, str]], layouts: dict[str, dict[str, Any]], *blocks: str) -> dict[str, Any]:
-    return cases([pair for pair in pairs if pair[0] in blocks], layouts)
+def by_block(pairs: list[tuple[str, str]], layouts: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one program for each block, so that a run of some tests trains what these compare."""
+    blocks = dict.fromkeys(block for block, _ in pairs)
+    return [cases([pair for pair in pairs if pair[0] == block], layouts) for block in blocks]
 
 
 @pytest.fixture(scope="module")
 def one(on_ranks: Callable[..., list[Any]]) -> Programs:
     # Without padding, which mcore's loss counts and ours does not: the rounding of its gradients alone.
     fused = {"model": {"make_vocab_size_divisible_by": 2}, "spoil": "fused cross entropy"}
-    parts = [
-        ("sequential", "bf16", "dropout"),
-        ("parallel", "tied"),
-        ("isolated", "deep"),
-        MUON_BLOCKS,
-    ]
-    programs = [{block: BLOCKS[block] for block in blocks} for blocks in parts]
-    return Programs(on_ranks, 1, [programs[0] | {"fused": fused}, *programs[1:]])
+    return Programs(on_ranks, 1, [{"fused": fused}, *({block: case} for block, case in BLOCKS.items())])
 
 
 @pytest.fixture(scope="module")
@@ -152,21 +146,12 @@ def two(on_ranks: Callable[..., list[Any]]) -> Programs:
     }
     for name in ("dropout", "dropout again"):
         spoilt[name] = {**BLOCKS["dropout"], "parallel": TWO["tp2"]}
-    groups = (
-        ("sequential",),
-        ("parallel", "bf16"),
-        ("tied", "isolated"),
-        MUON_BLOCKS,
-    )
-    programs = [by_block(ON_TWO, TWO, *blocks) for blocks in groups]
-    return Programs(on_ranks, 2, [*programs, spoilt])
+    return Programs(on_ranks, 2, [*by_block(ON_TWO, TWO), spoilt])
 
 
 @pytest.fixture(scope="module")
 def four(on_ranks: Callable[..., list[Any]]) -> Programs:
-    groups = (("sequential",), ("parallel", "deep", "isolated"), ("muon",))
-    programs = [by_block(ON_FOUR, FOUR, *blocks) for blocks in groups]
-    return Programs(on_ranks, 4, programs)
+    return Programs(on_ranks, 4, by_block(ON_FOUR, FOUR))
 
 
 def difference(found: list[dict[str, Any]], expected: list[dict[str, Any]], key: str) -> float:

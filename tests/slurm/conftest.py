@@ -117,7 +117,13 @@ class Run:
         """Submit it on so many nodes, with so many ranks on each, and return the job's number."""
         environment = {"CONFIG": self.config, "RUN_DIR": self.directory.path, "VENV": sys.prefix, **variables}
         settings = [f"{name}={value}" for name, value in environment.items()]
-        options = [f"--nodes={nodes}", f"--ntasks-per-node={ranks}", "--cpus-per-task=1", "--gpus-per-node=0", "--time=10"]
+        options = [
+            f"--nodes={nodes}",
+            f"--ntasks-per-node={ranks}",
+            "--cpus-per-task=1",
+            "--gpus-per-node=0",
+            "--time=10",
+        ]
         command = ["sbatch", "--parsable", *options, f"--output={self.log}", "--job-name=test", *flags]
         return self._cluster.ask("env", *settings, *command, "slurm/pretrain_470m.sh", *overrides).strip()
 
