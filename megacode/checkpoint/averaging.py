@@ -121,11 +121,11 @@ def _samples(over: Quantity, state: TrainState) -> int:
 
 def _sources(paths: Sequence[Path], in_order: bool) -> list[_Source]:
     """Open the checkpoints; those of a trunk in order of their clocks."""
-    found = {path.resolve(): path for path in map(find_checkpoint, paths)}
-    if len(found) < 2:
+    checkpoints = {path.resolve(): path for path in map(find_checkpoint, paths)}
+    if len(checkpoints) < 2:
         fix = "give two or more, or one run with --last N"
-        raise CheckpointError(f"averaging needs at least 2 checkpoints, and got {len(found)}", str(paths[0]), fix)
-    sources = [_Source(path, TrainState.read(path)) for path in found.values()]
+        raise CheckpointError(f"averaging needs at least 2 checkpoints, and got {len(checkpoints)}", str(paths[0]), fix)
+    sources = [_Source(path, TrainState.read(path)) for path in checkpoints.values()]
     return sorted(sources, key=lambda one: one.state.consumed_samples) if in_order else sources
 
 
@@ -138,8 +138,8 @@ def _check_one_trunk(sources: Sequence[_Source]) -> None:
     fix = "give checkpoints of one run, or use --weights uniform"
     for before, after in pairwise(sources):
         if before.state.consumed_samples == after.state.consumed_samples:
-            what = f"it has read as many samples as {before.path}: {after.state.consumed_samples:,}"
-            raise CheckpointError(what, str(after.path), fix)
+            message = f"it has read as many samples as {before.path}: {after.state.consumed_samples:,}"
+            raise CheckpointError(message, str(after.path), fix)
         clock = before.state.consumed_samples
         if _order(before.state, clock) != _order(after.state, clock):
             raise CheckpointError(f"it does not continue {before.path}: its data order differs", str(after.path), fix)
@@ -157,8 +157,8 @@ def _windowed(sources: list[_Source], length: int | None, run: Path) -> list[_So
     first = in_window(clocks, length)
     if first is None:
         reach = clocks[-1] - clocks[0]
-        what = f"its checkpoints reach back {reach:,} samples, and the decay needs {length:,}"
-        raise CheckpointError(what, str(run), "give a shorter --over; set checkpoint.keep_every before training")
+        message = f"its checkpoints reach back {reach:,} samples, and the decay needs {length:,}"
+        raise CheckpointError(message, str(run), "give a shorter --over; set checkpoint.keep_every before training")
     return sources[first:]
 
 
@@ -168,22 +168,22 @@ def _read_weights(path: Path, checkpoints: Sequence[Path], normalize: bool) -> l
     Raises:
         ConfigError: one is missing, unknown or negative, or they do not sum to 1.
     """
-    given = read_document(path, "a YAML file of weights")
-    keys = [next((key for key in (str(one), one.name) if key in given), "") for one in checkpoints]
+    weights = read_document(path, "a YAML file of weights")
+    keys = [next((key for key in (str(one), one.name) if key in weights), "") for one in checkpoints]
     missing = [str(one) for one, key in zip(checkpoints, keys, strict=True) if not key]
-    unknown = [str(key) for key in given if key not in keys]
+    unknown = [str(key) for key in weights if key not in keys]
     twice = sorted({key for key in keys if key and keys.count(key) > 1})
     fix = "write one line a checkpoint, with its name (iter_0000100) or path: its weight"
     problems = [Problem(f"it has no weight for {one}", str(path), fix) for one in missing]
     problems += [Problem(f"{key!r} is none of the checkpoints", str(path), fix) for key in unknown]
     problems += [Problem(f"several checkpoints are called {key!r}", str(path), "give their paths") for key in twice]
-    for key, value in given.items():
+    for key, value in weights.items():
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not 0 <= value < math.inf:
             problems.append(Problem(f"{value!r} is no weight", f"{path}: {key}", "write a number of at least 0"))
     if problems:
         raise ConfigError(problems=problems)
-    shares = [float(given[key]) for key in keys]
+    shares = [float(weights[key]) for key in keys]
     total = math.fsum(shares)
     if not total or (abs(total - 1) > _SUM_TOLERANCE and not normalize):
         raise ConfigError(f"the weights sum to {total:g}, not to 1", str(path), "correct them, or add --normalize")
@@ -196,7 +196,7 @@ def _write(sources: Sequence[_Source], shares: Sequence[float], rule: str, lengt
     readers = [Reader(one.path) for one in sources]
     # The newest lends its state, and its names and shapes: of several with one clock, the last one given.
     lead = max(range(len(sources)), key=lambda number: (sources[number].state.consumed_samples, number))
-    about = {name: it.shape for name, it in readers[lead].tensors.items() if name.startswith(f"{WEIGHT}.")}
+    about = {name: tensor.shape for name, tensor in readers[lead].tensors.items() if name.startswith(f"{WEIGHT}.")}
     # Before any arithmetic: shapes could be broadcast without an error.
     _check_alike(sources, readers, sources[lead], about)
     parts = [(share, one.path, one.state) for share, one in zip(shares, sources, strict=True)]
@@ -248,7 +248,7 @@ def _check_alike(
     problems = []
     config = former_config(lead.state.config)
     for one, reader in zip(sources, readers, strict=True):
-        theirs = {name: it.shape for name, it in reader.tensors.items() if name.startswith(f"{WEIGHT}.")}
+        theirs = {name: tensor.shape for name, tensor in reader.tensors.items() if name.startswith(f"{WEIGHT}.")}
         for name in [name for name in {**about, **theirs} if about.get(name) != theirs.get(name)][:1]:
             ours, other = (_shape(shapes.get(name)) for shapes in (about, theirs))
             problems.append(Problem(f"{name} {other} here, and {ours} in {lead.path}", str(one.path), fix))
@@ -260,10 +260,10 @@ def _check_alike(
         ]
         hashes = {one.state.tokenizer_hash, lead.state.tokenizer_hash} - {""}
         if len(hashes) > 1:
-            what = (
+            message = (
                 f"its tokenizer is {one.state.tokenizer_hash[:12]}, and {lead.state.tokenizer_hash[:12]} in {lead.path}"
             )
-            problems.append(Problem(what, str(one.path), "average checkpoints that were trained with one tokenizer"))
+            problems.append(Problem(message, str(one.path), "average checkpoints that were trained with one tokenizer"))
     if problems:
         raise CheckpointError(problems=problems)
 

@@ -71,8 +71,10 @@ def reshard(source: Path, out: Path, *, files: int = 1, weights_only: bool = Fal
     check_out(out)
     check_intact(path)
     reader = Reader(path)
-    about = {name: it for name, it in reader.tensors.items() if not weights_only or name.startswith(f"{WEIGHT}.")}
-    sizes = {name: math.prod(it.shape) for name, it in about.items()}
+    about = {
+        name: tensor for name, tensor in reader.tensors.items() if not weights_only or name.startswith(f"{WEIGHT}.")
+    }
+    sizes = {name: math.prod(tensor.shape) for name, tensor in about.items()}
     groups = [group for group in _dealt(sizes, files) if group]
     slots = [
         [box for name in group for box in boxes_of(name, about[name].shape, about[name].dtype)] for group in groups

@@ -47,8 +47,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     raw: dict[str, Any] = {}
     for layer in reversed(layers):
         raw = merge(raw, copy.deepcopy(layer.document))
-    given, unusable = apply_overrides(raw, overrides, lambda text: yaml.load(text, Loader=StrictYamlLoader))
-    return validate(raw, Origins(layers, given), unusable)
+    paths, unusable = apply_overrides(raw, overrides, lambda text: yaml.load(text, Loader=StrictYamlLoader))
+    return validate(raw, Origins(layers, paths), unusable)
 
 
 def validate(raw: dict[str, Any], origins: Origins | str, unusable: Sequence[Problem] = ()) -> RunConfig:
@@ -144,8 +144,8 @@ def read_document(path: Path, wanted: str = "a run's YAML config") -> dict[str, 
     except UnicodeDecodeError:
         raise ConfigError("not a UTF-8 text file", str(path), f"give the path of {wanted}") from None
     except OSError as error:
-        what = f"cannot be read: {error.strerror}"
-        raise ConfigError(what, str(path), f"give the path of {wanted}") from None
+        message = f"cannot be read: {error.strerror}"
+        raise ConfigError(message, str(path), f"give the path of {wanted}") from None
     document = parse_yaml(text, str(path))
     if not isinstance(document, dict):
         raise ConfigError("the file holds no settings", str(path), "start from a file in examples/")

@@ -62,8 +62,8 @@ def _translate(item: dict[str, Any], root: type[BaseModel]) -> Problem:
     message = str(item["msg"]).removeprefix("Value error, ")
     if kind == "value_error":
         # Our own validators write "WHAT; FIX" (`quantity`).
-        what, _, fix = message.partition("; ")
-        return Problem(what, where, fix or "write for example 200B, 1.5M, 64Ki or 4096")
+        problem, _, fix = message.partition("; ")
+        return Problem(problem, where, fix or "write for example 200B, 1.5M, 64Ki or 4096")
     shown = repr(item["input"])
     # A whole section given in place of a number would fill the screen.
     shown = shown if len(shown) <= 60 else shown[:57] + "..."

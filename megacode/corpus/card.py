@@ -95,33 +95,33 @@ def title(name: str) -> str:
 
 def lengths(manifest: Json) -> dict[str, list[Bar]]:
     """Return a histogram of document lengths a source, in bins of a factor of two."""
-    found = {}
+    histograms = {}
     for name, tally in _tallies(manifest).items():
         bins = octaves(tally.lengths)
         # Each source has its own scale: a source of a thousand documents would vanish beside one of a billion.
         most = max(bins.values())
         # Empty bins between two others are shown, so that the axis is even.
-        found[title(name)] = [
+        histograms[title(name)] = [
             Bar(_size(octave), f"{bins.get(octave, 0):,}", bins.get(octave, 0) / most)
             for octave in range(min(bins), max(bins) + 1)
         ]
-    return found
+    return histograms
 
 
 def _size(octave: int) -> str:
     return "empty" if octave < 0 else f"from {format_bytes(2**octave)}"
 
 
-def shares(manifest: Json, what: str) -> dict[str, list[Bar]]:
+def shares(manifest: Json, field: str) -> dict[str, list[Bar]]:
     """Return the largest groups of documents of each source.
 
     Args:
         manifest: of the corpus.
-        what: `languages` or `licences`.
+        field: `languages` or `licences`.
     """
-    found = {}
+    bars_by_source = {}
     for name, tally in _tallies(manifest).items():
-        counts: Mapping[str, int] = getattr(tally, what)
+        counts: Mapping[str, int] = getattr(tally, field)
         if counts:
             bars = [
                 Bar(group, f"{100 * count / tally.documents:.1f} %", count / tally.documents, f"{count:,}")
@@ -131,13 +131,13 @@ def shares(manifest: Json, what: str) -> dict[str, list[Bar]]:
             if rest:
                 label = f"{len(counts) - SHARES:,} others"
                 bars.append(Bar(label, f"{100 * rest / tally.documents:.1f} %", rest / tally.documents, f"{rest:,}"))
-            found[title(name)] = bars
-    return found
+            bars_by_source[title(name)] = bars
+    return bars_by_source
 
 
 def funnel(manifest: Json) -> dict[str, tuple[list[Bar], list[DroppedRow]]]:
     """Return for each source what is left after each step, and what each reason dropped."""
-    found = {}
+    funnels = {}
     for name, facts in manifest["funnel"].items():
         records = facts["records"]
         bars = [Bar("records read", f"{records:,}", 1.0, f"{facts['bad']:,} bad ones skipped" if facts["bad"] else "")]
@@ -155,8 +155,8 @@ def funnel(manifest: Json) -> dict[str, tuple[list[Bar], list[DroppedRow]]]:
         if facts["bad"]:
             # No records of the funnel: it begins with those that could be read.
             dropped.insert(0, DroppedRow("read", "no valid record", facts["bad"], 0, tuple(facts.get("skipped", ()))))
-        found[name] = (bars, dropped)
-    return found
+        funnels[name] = (bars, dropped)
+    return funnels
 
 
 def _left(label: str, left: int, records: int, gone: int) -> Bar:

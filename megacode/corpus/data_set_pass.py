@@ -141,12 +141,12 @@ class _Reader:
 
     def _add(self, batch: Batch, *, every: bool) -> list[str]:
         """Count some documents; return the texts of all of them, or an empty list."""
-        found = self._found
+        contents = self._found
         hashes = [xxhash.xxh3_64_intdigest(tokens.data) for _, tokens in batch]
         kept = [(value, number) for (number, tokens), value in zip(batch, hashes, strict=True) if len(tokens)]
-        found.empty += len(batch) - len(kept)
-        found.longest = max([found.longest, *(len(tokens) for _, tokens in batch)])
-        found.lengths.update(length_bin(len(tokens)) for _, tokens in batch if len(tokens))
+        contents.empty += len(batch) - len(kept)
+        contents.longest = max([contents.longest, *(len(tokens) for _, tokens in batch)])
+        contents.lengths.update(length_bin(len(tokens)) for _, tokens in batch if len(tokens))
         columns = np.array(kept, np.uint64).reshape(-1, 2)
         self._copies.add(columns[:, 0], columns[:, 1])
         # The first document of equal ones, and the smallest hashes: the same on any machine.
@@ -156,7 +156,7 @@ class _Reader:
                 self._smallest = dict(sorted(self._smallest.items())[:SAMPLES])
         if self._tokenizer is None:
             return []
-        size = _TEXT_BYTES * found.tokens
+        size = _TEXT_BYTES * contents.tokens
         return [
             self._decoded(tokens) if every or (len(tokens) and is_tokenized(value, size)) else ""
             for (_, tokens), value in zip(batch, hashes, strict=True)
@@ -209,8 +209,8 @@ def _batches(data: IndexedDataset) -> Iterator[Batch]:
 
 def _contamination(index: Index, matches: Path, copies: npt.NDArray[np.int64]) -> Json:
     """Return which items occur; how common a run of words is, is counted without copies, as recipes count it."""
-    found, documents = read_matches(matches, index)
+    hits, documents = read_matches(matches, index)
     considered = np.ones(documents, bool)
     considered[copies] = False
     detector = detector_of([matches], index, [considered])
-    return contamination_report(detector, detector.hits(found))
+    return contamination_report(detector, detector.hits(hits))

@@ -74,11 +74,11 @@ def _files(work: RecipeWork, source: int) -> Json:
 def _source(work: RecipeWork, recipe: Recipe, name: str, missing: dict[str, int]) -> Json:
     source = recipe.sources[name]
     steps = source.model_dump(mode="json", exclude={"inputs", "kind"}, exclude_defaults=True)
-    found = {"files": 0, "bytes": missing[name]} if name in missing else _files(work, work.names.index(name))
+    size = {"files": 0, "bytes": missing[name]} if name in missing else _files(work, work.names.index(name))
     return {
         "name": name,
         "kind": source.kind,
-        **found,
+        **size,
         "collected": source.kind != MACHINE or name not in missing,
         **steps,
     }
@@ -90,11 +90,11 @@ def _text_bytes(path: str, size: int) -> int:
 
 def _documents(work: RecipeWork, text_bytes: int) -> int:
     """Return the number of documents, extrapolated from the shards that are done."""
-    done, done_bytes = 0, 0
+    documents, done_bytes = 0, 0
     for shard in work.all_shards():
         for came in read_json(work.out.mapped(shard).counts).get("sources", {}).values():
-            done, done_bytes = done + came["documents"], done_bytes + came["bytes"]
-    return round(text_bytes * done / done_bytes) if done_bytes else text_bytes // _DOCUMENT_BYTES
+            documents, done_bytes = documents + came["documents"], done_bytes + came["bytes"]
+    return round(text_bytes * documents / done_bytes) if done_bytes else text_bytes // _DOCUMENT_BYTES
 
 
 def _cpu_seconds(work: RecipeWork, recipe: Recipe, text_bytes: int, documents: int) -> dict[str, float]:

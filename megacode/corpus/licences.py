@@ -63,8 +63,8 @@ def make_licence_filter(
         return _reason(expression, permissive, licensing)
 
     def reason_to_drop(document: Document) -> str | None:
-        found = field_of(document.fields, checked.field)
-        expressions = [found] if isinstance(found, str) else found if isinstance(found, list) else []
+        value = field_of(document.fields, checked.field)
+        expressions = [value] if isinstance(value, str) else value if isinstance(value, list) else []
         named = [one for one in expressions if isinstance(one, str) and one.strip().lower() not in _NONE]
         if not named:
             document.fields["license_type"] = "no_license"

@@ -159,10 +159,10 @@ def bin_start(number: int) -> int:
 
 def octaves(lengths: Mapping[int, int]) -> dict[int, int]:
     """Return how many documents have 2^k to 2^(k+1) - 1 bytes, by k; empty ones are at -1."""
-    found: Counter[int] = Counter()
+    counts_by_octave: Counter[int] = Counter()
     for number, count in lengths.items():
-        found[(number - 1) // _PER_OCTAVE] += count
-    return dict(sorted(found.items()))
+        counts_by_octave[(number - 1) // _PER_OCTAVE] += count
+    return dict(sorted(counts_by_octave.items()))
 
 
 def cut(raw: bytes, limit: int = SAMPLE_BYTES) -> str:

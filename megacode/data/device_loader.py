@@ -79,18 +79,18 @@ class DeviceLoader(Loader):
         of_step = tokens, labels, mask, positions, _sent(source_ids), _sent(samples_digest(samples))
         tensors = [tensor.split(size) for tensor in of_step]
         host_samples = torch.from_numpy(samples).split(size)
-        found = [None] * len(host_samples)
+        cuts = [None] * len(host_samples)
         of_fim = fim_tokens(windows)
         counts = [None] * len(host_samples) if of_fim is None else device.to_device(of_fim).split(size)
         if starts is not None:
-            found = [borders(starts[k * size : (k + 1) * size], self._seq_length) for k in range(len(host_samples))]
+            cuts = [borders(starts[k * size : (k + 1) * size], self._seq_length) for k in range(len(host_samples))]
         return [
             MicroBatch(
                 tokens=tensors[0][k],
                 labels=tensors[1][k],
                 loss_mask=tensors[2][k],
                 position_ids=tensors[3][k],
-                cu_seqlens=found[k],
+                cu_seqlens=cuts[k],
                 source_ids=tensors[4][k],
                 samples=host_samples[k],
                 digests=tensors[5][k],

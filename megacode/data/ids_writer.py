@@ -120,10 +120,10 @@ class IdsWriter:
             self._sort_range(file, (hashes + 8 * first, numbers + 8 * first), last - first)
 
     def _sort_range(self, file: int, places: tuple[int, int], count: int) -> None:
-        found, documents = (_get(file, place, count) for place in places)
+        hashes, documents = (_get(file, place, count) for place in places)
         # A stable sort leaves documents with one hash in their order.
-        order = np.argsort(found, kind="stable")
-        for place, values in zip(places, (found, documents), strict=True):
+        order = np.argsort(hashes, kind="stable")
+        for place, values in zip(places, (hashes, documents), strict=True):
             _put(file, place, values[order])
 
     def _offset_blocks(self) -> Iterator[bytes]:
@@ -171,9 +171,9 @@ def _put(file: int, place: int, values: _Hashes) -> None:
 
 def _get(file: int, place: int, count: int) -> _Hashes:
     raw = bytearray(8 * count)
-    view, done = memoryview(raw), 0
-    while done < len(raw):
-        read = os.preadv(file, [view[done:]], place + done)
+    view, filled = memoryview(raw), 0
+    while filled < len(raw):
+        read = os.preadv(file, [view[filled:]], place + filled)
         assert read, "a temporary file has become shorter"
-        done += read
+        filled += read
     return np.frombuffer(raw, dtype=np.uint64)

@@ -54,18 +54,18 @@ class Texts:
     @staticmethod
     def of(documents: Sequence[Sequence[Part]]) -> Texts:
         """Return the texts of documents that are lists of parts; see the module."""
-        found = Texts(counts=[], parts=[])
-        assert found.counts is not None
-        assert found.parts is not None
+        texts_read = Texts(counts=[], parts=[])
+        assert texts_read.counts is not None
+        assert texts_read.parts is not None
         for document in documents:
-            first = len(found.texts)
-            found.texts += [part if isinstance(part, str) else "" for part in document]
+            first = len(texts_read.texts)
+            texts_read.texts += [part if isinstance(part, str) else "" for part in document]
             controls = [(first + n, part) for n, part in enumerate(document) if isinstance(part, ControlToken)]
-            found.controls += controls
+            texts_read.controls += controls
             # One control token makes the whole list one sequence.
-            found.parts += [len(document)] if controls else [1] * len(document)
-            found.counts.append(1 if controls else len(document))
-        return found if found.controls else Texts(found.texts, found.counts)
+            texts_read.parts += [len(document)] if controls else [1] * len(document)
+            texts_read.counts.append(1 if controls else len(document))
+        return texts_read if texts_read.controls else Texts(texts_read.texts, texts_read.counts)
 
     def joined(self, flat: Any, offsets: Any, ids: dict[str, int]) -> Encoded:
         """Put control tokens into encoded texts, and join the texts of each sequence.

@@ -31,8 +31,8 @@ def check_model(hf_dir: Path) -> None:
     except (OSError, ValueError):
         known = False
     if not known:
-        what = "config.json is missing or invalid, so this is not a Hugging Face model"
-        raise CheckpointError(what, str(hf_dir), fix)
+        message = "config.json is missing or invalid, so this is not a Hugging Face model"
+        raise CheckpointError(message, str(hf_dir), fix)
     if not any(hf_dir.glob("*.safetensors")):
         raise CheckpointError("it contains no weights (*.safetensors)", str(hf_dir), fix)
     if not any(hf_dir.glob("tokenizer*")):
@@ -59,8 +59,8 @@ def checkpoints_in(place: Path) -> list[Path]:
     if place.parent.name == "checkpoints" and (place / FILE_NAME).exists():
         return [place]
     for run in (RunDir(place), RunDir(place.parent)):
-        if place in (run.path, run.checkpoints) and (found := run.iterations()):
-            return [run.checkpoint(iteration) for iteration in found]
+        if place in (run.path, run.checkpoints) and (iterations := run.iterations()):
+            return [run.checkpoint(iteration) for iteration in iterations]
     return []
 
 
@@ -100,9 +100,9 @@ def refuse_other_backend(out: Path, backend: Backend) -> None:
     """
     try:
         document: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
-        made = document["settings"].get("backend", "hf")  # files of earlier versions have transformers' scores
+        earlier = document["settings"].get("backend", "hf")  # files of earlier versions have transformers' scores
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return
-    if made != backend:
-        fix = f"--backend {made} keeps them; --overwrite replaces them; --out FILE of one model keeps both"
-        raise ConfigError(f"its scores were made with --backend {made}", str(out), fix)
+    if earlier != backend:
+        fix = f"--backend {earlier} keeps them; --overwrite replaces them; --out FILE of one model keeps both"
+        raise ConfigError(f"its scores were made with --backend {earlier}", str(out), fix)

@@ -204,8 +204,8 @@ def _joined(name: str, path: Path, joining: tuple[Path, ...]) -> Suite:
 
 
 def _suite_of(document: dict[str, Any], path: Path) -> Suite:
-    given = document.get("include_path", [])
-    places = tuple((path.parent / place).resolve() for place in ([given] if isinstance(given, str) else given))
+    include = document.get("include_path", [])
+    places = tuple((path.parent / place).resolve() for place in ([include] if isinstance(include, str) else include))
     lm_eval, texts = tuple(document.get("lm_eval", ())), document.get("bits_per_byte", {}).get("files", ())
     return Suite(
         name=document.get("name", path.stem),

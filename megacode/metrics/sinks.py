@@ -90,10 +90,10 @@ class Lines:
     def _write(self) -> None:
         """Write all waiting lines, or none: a partial write is undone."""
         # Half a line at the end of the file would make the next line unreadable, too.
-        end, done = self._file.seek(0, os.SEEK_END), 0
+        end, written = self._file.seek(0, os.SEEK_END), 0
         try:
-            while done < len(self._waiting):
-                done += self._file.write(self._waiting[done:])
+            while written < len(self._waiting):
+                written += self._file.write(self._waiting[written:])
         except OSError:
             self._file.truncate(end)
             raise

@@ -76,9 +76,9 @@ def effect_of(key: str) -> str:
         parts[1] = "*"
     # The longest first: `precision.fp8.recipe` stands nowhere, and has the effect of `precision.fp8`.
     for length in range(len(parts), 0, -1):
-        found = EFFECTS.get(".".join(parts[:length]))
-        if found is not None:
-            return found
+        effect_listed = EFFECTS.get(".".join(parts[:length]))
+        if effect_listed is not None:
+            return effect_listed
     below = ".".join(parts) + "."
     effects = dict.fromkeys(effect for name, effect in EFFECTS.items() if name.startswith(below))
     return ", ".join(effects) or UNKNOWN_EFFECT

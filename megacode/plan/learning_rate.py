@@ -54,13 +54,13 @@ class PhaseRate:
 
     def at(self, clock: int) -> float:
         """Return the value at a clock of this phase."""
-        done = clock - self.first_sample
-        if done < self.warmup:
-            return _between(self.start, self.peak, done / self.warmup)
+        samples = clock - self.first_sample
+        if samples < self.warmup:
+            return _between(self.start, self.peak, samples / self.warmup)
         if self.rule == "inverse_sqrt":
-            return max(self.final, self.peak * math.sqrt(self.warmup / done))
+            return max(self.final, self.peak * math.sqrt(self.warmup / samples))
         # `fall` is t: 0 until the decay starts, 1 at the end of the phase.
-        fall = max(0, done - (self.samples - self.decay)) / self.decay if self.decay else 0.0
+        fall = max(0, samples - (self.samples - self.decay)) / self.decay if self.decay else 0.0
         if self.rule == "cosine":
             fall = (1 - math.cos(math.pi * fall)) / 2
         return _between(self.peak, self.final, fall)
@@ -140,12 +140,12 @@ def _misfits(phase: Phase, plan: PhasePlan, rate: PhaseRate, batches: BatchSched
     iterations = batches.iterations(plan.first_sample, plan.full_end)
     where = f"phases[{plan.index}].learning_rate"
     if rate.warmup > plan.full_samples:
-        what = f"warmup {phase.learning_rate.warmup} is longer than phase {plan.name!r} of {iterations:,} iterations"
-        return [Problem(what, f"{where}.warmup", f"give at most {iterations} iterations, or lengthen the phase")]
+        message = f"warmup {phase.learning_rate.warmup} is longer than phase {plan.name!r} of {iterations:,} iterations"
+        return [Problem(message, f"{where}.warmup", f"give at most {iterations} iterations, or lengthen the phase")]
     if rate.rule == "wsd" and rate.warmup + rate.decay > plan.full_samples:
         left = plan.full_samples - rate.warmup
-        what = f"warmup plus decay is longer than phase {plan.name!r} of {plan.full_samples:,} samples"
-        return [Problem(what, f"{where}.decay", f"give at most {left} samples")]
+        message = f"warmup plus decay is longer than phase {plan.name!r} of {plan.full_samples:,} samples"
+        return [Problem(message, f"{where}.decay", f"give at most {left} samples")]
     return []
 
 

@@ -178,8 +178,8 @@ def prove_same_model(plan: Plan, state: TrainState, checkpoint: Path, *, weights
     ]
     saved = saved_vocabulary(checkpoint)
     if saved not in (None, plan.vocab_size):
-        what = f"the checkpoint has a vocabulary of {saved:,} tokens, the config {plan.vocab_size:,}"
-        problems.append(Problem(what, "model.vocab_size", fix))
+        message = f"the checkpoint has a vocabulary of {saved:,} tokens, the config {plan.vocab_size:,}"
+        problems.append(Problem(message, "model.vocab_size", fix))
     if problems:
         raise CheckpointError(problems=problems)
     return adapted
@@ -201,11 +201,11 @@ def prove_compatible(plan: Plan, checkpoint: Path, state: TrainState, accept_cha
             changed and that is not accepted.
     """
     if state.merged:
-        what = (
+        message = (
             f"it is a mean of {len(state.merged['of'])} checkpoints, without the state of an optimizer to resume from"
         )
         fix = "start a new run from its weights: init: {from: ..., load: weights}"
-        raise CheckpointError(what, str(checkpoint), fix)
+        raise CheckpointError(message, str(checkpoint), fix)
     prove_same_model(plan, state, checkpoint)
     _prove_same_tokenizer(plan.config, state)
     clock, chain = state.consumed_samples, state.fingerprints
@@ -230,9 +230,9 @@ def prove_compatible(plan: Plan, checkpoint: Path, state: TrainState, accept_cha
 def _prove_same_tokenizer(config: RunConfig, state: TrainState) -> None:
     facts = tokenizer_facts(config.tokenizer)
     if facts is not None and state.tokenizer_hash and facts["hash"] != state.tokenizer_hash:
-        what = f"the run was trained with tokenizer {state.tokenizer_hash[:12]}, this one is {facts['hash'][:12]}"
+        message = f"the run was trained with tokenizer {state.tokenizer_hash[:12]}, this one is {facts['hash'][:12]}"
         fix = "use the tokenizer it was trained with, or start a new run from its weights (init.from)"
-        raise CheckpointError(what, "tokenizer", fix)
+        raise CheckpointError(message, "tokenizer", fix)
 
 
 def plan_run(

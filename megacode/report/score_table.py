@@ -49,8 +49,8 @@ def table(record: RunRecord, scores: Sequence[Score]) -> dict[str, Any]:
 
 def left_out(record: RunRecord) -> list[str]:
     """Return the tasks that the newest scores of each suite lack, and why."""
-    found = {document["suite"]: document.get("left_out") or {} for document in record.scores}
-    return [f"{task}: {why}" for tasks in found.values() for task, why in tasks.items()]
+    tasks_by_suite = {document["suite"]: document.get("left_out") or {} for document in record.scores}
+    return [f"{task}: {why}" for tasks in tasks_by_suite.values() for task, why in tasks.items()]
 
 
 def _rows(

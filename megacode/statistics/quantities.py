@@ -184,9 +184,9 @@ def _weighted(categories: Sequence[dict[str, Any]], keys: Sequence[Key]) -> tupl
     weights: dict[Key, float] = {}
     missing = []
     for category in categories:
-        there = [(task, metric) for task, metric in category.items() if (task, metric) in keys]
+        measured = [(task, metric) for task, metric in category.items() if (task, metric) in keys]
         missing += [task for task, metric in category.items() if (task, metric) not in keys]
         # Missing tasks leave their category's weight to the others of it.
-        for key in there:
-            weights[key] = weights.get(key, 0) + 1 / (len(categories) * len(there))
+        for key in measured:
+            weights[key] = weights.get(key, 0) + 1 / (len(categories) * len(measured))
     return list(weights.items()), missing

@@ -47,9 +47,9 @@ def _arms(document: Mapping[str, Any], console: Console) -> None:
 def _seeds(arm: Mapping[str, Any]) -> str:
     seeds = [str(seed) for seed in dict.fromkeys(arm["seeds"]) if seed is not None]
     of_weights = [str(seed) for seed in arm["init_seeds"] if seed is not None]
-    said = f", seed {', '.join(seeds)}" if seeds else ""
+    text = f", seed {', '.join(seeds)}" if seeds else ""
     # Models of one order of data: what tells them apart.
-    return said + (f", first weights {', '.join(of_weights)}" if of_weights and len(seeds) < len(of_weights) else "")
+    return text + (f", first weights {', '.join(of_weights)}" if of_weights and len(seeds) < len(of_weights) else "")
 
 
 def _sentences(primary: Sequence[dict[str, Any]], console: Console) -> None:

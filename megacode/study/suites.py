@@ -42,7 +42,7 @@ def check_suites(study: Study, path: Path) -> None:
             problems.append(Problem(f"{suite!r} stands twice", where, "name each suite once"))
         other = names.setdefault(score_name(suite), suite)
         if other != suite:
-            what = f"scores of {other!r} and {suite!r} would have one file name"
-            problems.append(Problem(what, where, "give one of them another name"))
+            message = f"scores of {other!r} and {suite!r} would have one file name"
+            problems.append(Problem(message, where, "give one of them another name"))
     if problems:
         raise ConfigError(problems=problems)

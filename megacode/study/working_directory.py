@@ -53,8 +53,8 @@ def check_directory(study: Study, file: Path) -> None:
     directory = Path(study.directory)
     fix = "" if directory.is_absolute() else advice(file, StudyDir(directory).history)
     if fix:
-        what = f"no runs are in {study.directory}, and this study was run from another directory"
-        raise ConfigError(what, f"{file.name}: runs", f"{fix}; a second study needs another name")
+        message = f"no runs are in {study.directory}, and this study was run from another directory"
+        raise ConfigError(message, f"{file.name}: runs", f"{fix}; a second study needs another name")
 
 
 def advised(error: MegacodeError, file: Path, config: RunConfig) -> MegacodeError:

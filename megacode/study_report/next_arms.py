@@ -68,8 +68,8 @@ def law_of(results: StudyResults, without: Sequence[str] = ()) -> _Json | None:
     try:
         return next_of(results, without=without)
     except (ConfigError, DataError) as error:
-        said = [(f"{one.where}: {one.what}" if one.where else one.what, one.fix) for one in error.problems]
-        return {"refusals": [vars(Refusal("no law", what, fix)) for what, fix in said]}
+        problems = [(f"{one.where}: {one.what}" if one.where else one.what, one.fix) for one in error.problems]
+        return {"refusals": [vars(Refusal("no law", message, fix)) for message, fix in problems]}
 
 
 def check_proposed(document: _Json) -> None:
@@ -120,15 +120,15 @@ class _Proposer:
     def _proposals(self) -> list[_Json]:
         """Return the proposals, the law's first; the gates that it fails are added to the refusals."""
         laws, best = self.laws, self.laws.best
-        found = [self._row("best arm", laws.blends[best], laws.points[best].name)]
+        rows = [self._row("best arm", laws.blends[best], laws.points[best].name)]
         if not self.limits.possible:
-            return found
-        found += [
+            return rows
+        rows += [
             self._row(kind, rounded(blend, self.limits.caps))
             for kind, blend in (("unimax", unimax(self.limits.caps)), ("natural", self.limits.natural))
         ]
         chosen = self._by_law()
-        return found if chosen is None or self.refusals else [chosen, *found]
+        return rows if chosen is None or self.refusals else [chosen, *rows]
 
     def _by_law(self) -> _Json | None:
         laws, limits = self.laws, self.limits
@@ -195,8 +195,8 @@ class _Proposer:
             if one.name not in self.drawn:
                 self.drawn[one.name] = resampled(fit, [one.values[point.name] * one.sign for point in laws.points])
             seeds = interval_of(fit, self.drawn[one.name], blend)
-            found = fit.predicted(blend), fit.predicted(blend, new=True), seeds
-            mean, new, by_seeds = (each.negated() if each and one.sign < 0 else each for each in found)
+            intervals = fit.predicted(blend), fit.predicted(blend, new=True), seeds
+            mean, new, by_seeds = (each.negated() if each and one.sign < 0 else each for each in intervals)
             rows[one.name] = {**(_interval(mean) or {}), "new": _interval(new), "seeds_alone": _interval(by_seeds)}
         return rows or None
 

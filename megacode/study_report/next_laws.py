@@ -114,17 +114,17 @@ class StudyLaws:
             if name not in known:
                 raise ConfigError(f"the scores have no {name!r}", where, did_you_mean(name, list(known)))
             if known[name].higher_is_better is None:
-                what = f"{name} is a mean of metrics for which higher, and of others for which lower is better"
-                raise ConfigError(what, where, "name the metrics one by one, with --weights")
+                message = f"{name} is a mean of metrics for which higher, and of others for which lower is better"
+                raise ConfigError(message, where, "name the metrics one by one, with --weights")
         return [known[name] for name in names]
 
     def _weights(self) -> np.ndarray:
         inner = {part for _, part in self._nested()}
         # A mean beside its own parts would count their tasks more than once. What the user weighs by hand stays.
-        given = np.array([self.wanted.weights.get(one.name, float(one.name not in inner)) for one in self.metrics])
-        if not given.sum() > 0:
+        weights = np.array([self.wanted.weights.get(one.name, float(one.name not in inner)) for one in self.metrics])
+        if not weights.sum() > 0:
             raise ConfigError("all weights are 0", "--weights", "give one metric a positive weight")
-        return np.asarray(given / given.sum())
+        return np.asarray(weights / weights.sum())
 
     def _nested(self) -> list[tuple[str, str]]:
         """Return the pairs of targets of which the first is a mean of all that is in the second, and of more."""
@@ -133,15 +133,15 @@ class StudyLaws:
     def notes(self) -> list[str]:
         """Return what a reader must know of targets that hold each other."""
         weights = {one.name: weight for one, weight in zip(self.metrics, self.weights, strict=True)}
-        found: dict[str, list[str]] = {}
+        parts_of: dict[str, list[str]] = {}
         for whole, part in self._nested():
             if weights[whole] and (weights[part] or not self.wanted.weights):
-                found.setdefault(whole, []).append(part)
+                parts_of.setdefault(whole, []).append(part)
         if self.wanted.weights:
             return [f"{whole} holds {' and '.join(parts)}: their tasks count more than once"
-                    for whole, parts in found.items()]  # fmt: skip
+                    for whole, parts in parts_of.items()]  # fmt: skip
         return [f"{whole} decides, and holds {' and '.join(parts)}: --weights lets these count by themselves"
-                for whole, parts in found.items()]  # fmt: skip
+                for whole, parts in parts_of.items()]  # fmt: skip
 
     def _fitted(self) -> Objective | None:
         """Return the laws; None where the arms cannot tell them."""
@@ -193,7 +193,7 @@ class StudyLaws:
 def _not_comparable(left_out: Mapping[str, str], like: str) -> Iterator[gates.Refusal]:
     """Say which arms a law that has too few would need, and why it cannot have them."""
     if left_out:
-        said = [f"{name} ({why})" for name, why in list(left_out.items())[:_NAMED]]
+        reasons = [f"{name} ({why})" for name, why in list(left_out.items())[:_NAMED]]
         more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
-        what = f"arms that are no points of this law: {', '.join(said)}{more}"
-        yield gates.Refusal("not comparable", what, f"score them, or train their blends as {like} is trained")
+        message = f"arms that are no points of this law: {', '.join(reasons)}{more}"
+        yield gates.Refusal("not comparable", message, f"score them, or train their blends as {like} is trained")

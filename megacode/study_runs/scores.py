@@ -104,9 +104,9 @@ class ScoreBoard:
         return self._score(suite, node, run, checkpoint)
 
     def _of_node(self, suite: str, node: TreeNode) -> Score:
-        found = self._disk.states.get(node.id)
-        if found is not None:
-            return self.score(suite, node, found.path)
+        state = self._disk.states.get(node.id)
+        if state is not None:
+            return self.score(suite, node, state.path)
         # The checkpoint may have been deleted; then its run's config says what was scored.
         run = next((one.run for one in self._disk.runs if one.leads_through(node)), None)
         return self._score(suite, node, run, None) if run is not None else Score(suite, node.id, None, None, "missing")

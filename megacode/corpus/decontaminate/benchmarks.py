@@ -64,10 +64,10 @@ def items_from_file(path: Path) -> Benchmark:
     if not rows:
         raise DataError("the file has no items", str(path), _FIX)
     # The sort is stable: a task's items stay in the order of the file.
-    found = sorted(((_item(row, path, number), row) for number, row in rows), key=lambda one: one[0].task)
-    tasks = groupby(found, key=lambda one: one[0].task)
+    entries = sorted(((_item(row, path, number), row) for number, row in rows), key=lambda one: one[0].task)
+    tasks = groupby(entries, key=lambda one: one[0].task)
     digests = {task: rows_digest(row for _, row in some) for task, some in tasks}
-    return Benchmark(path.name, tuple(item for item, _ in found), digests)
+    return Benchmark(path.name, tuple(item for item, _ in entries), digests)
 
 
 def _item(row: Json, path: Path, number: int) -> Item:
@@ -127,13 +127,13 @@ def write_benchmarks(path: Path, benchmarks: Sequence[Benchmark]) -> None:
 
 def read_benchmarks(path: Path) -> list[Benchmark]:
     """Read what `write_benchmarks` wrote."""
-    found: list[tuple[Json, list[Item]]] = []
+    benchmarks: list[tuple[Json, list[Item]]] = []
     for row in _rows(path):
         if "suite" in row:
-            found.append((row, []))
+            benchmarks.append((row, []))
         else:
-            found[-1][1].append(Item(**row))
-    return [Benchmark(head["suite"], tuple(items), head["digests"]) for head, items in found]
+            benchmarks[-1][1].append(Item(**row))
+    return [Benchmark(head["suite"], tuple(items), head["digests"]) for head, items in benchmarks]
 
 
 def _rows(path: Path) -> Iterator[Json]:

@@ -227,8 +227,8 @@ def _compare_band(band: int, state: _State, collection: Collection, threshold: f
     state.save()
 
 
-def _pairs(found: list[npt.NDArray[np.uint32]]) -> npt.NDArray[np.uint32]:
-    return np.concatenate([np.zeros((2, 0), np.uint32), *found], axis=1)
+def _pairs(blocks: list[npt.NDArray[np.uint32]]) -> npt.NDArray[np.uint32]:
+    return np.concatenate([np.zeros((2, 0), np.uint32), *blocks], axis=1)
 
 
 def _settle(state: _State, collection: Collection, threshold: float, texts_of: TextsOf) -> None:

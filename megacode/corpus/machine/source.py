@@ -35,8 +35,8 @@ def collect_sources(recipe: Recipe, *, alone: bool) -> dict[str, Path]:
         return {}
     place = CorpusDir(recipe.directory).collected
     if not alone and not (place / REPORT).exists():
-        what = "the files of this machine have not been collected yet"
-        raise ConfigError(what, str(place), "run --pass prepare first, on the machine whose files are meant")
+        message = "the files of this machine have not been collected yet"
+        raise ConfigError(message, str(place), "run --pass prepare first, on the machine whose files are meant")
     if alone:
         _collect(recipe, sources, place)
     return collected_files(recipe)

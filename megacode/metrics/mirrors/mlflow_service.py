@@ -44,11 +44,11 @@ class MlflowService:
     def open(self, curve: MirroredCurve) -> int | None:
         self._curve = curve
         experiment = self._experiment()
-        found = self._client.search_runs([experiment], f"tags.`{_ID}` = '{curve.unique}'", max_results=1)
-        if found:
-            self._client.update_run(found[0].info.run_id, status="RUNNING")
+        runs = self._client.search_runs([experiment], f"tags.`{_ID}` = '{curve.unique}'", max_results=1)
+        if runs:
+            self._client.update_run(runs[0].info.run_id, status="RUNNING")
         tags = {_ID: curve.unique, "megacode.run_directory": str(curve.run.path.absolute())}
-        run = found[0] if found else self._client.create_run(experiment, run_name=self._name, tags=tags)
+        run = runs[0] if runs else self._client.create_run(experiment, run_name=self._name, tags=tags)
         self._run = run.info.run_id
         self._describe(run.data.params)
         return None
@@ -70,8 +70,8 @@ class MlflowService:
 
     def _experiment(self) -> str:
         name = self._settings.experiment
-        found = self._client.get_experiment_by_name(name)
-        return str(found.experiment_id if found is not None else self._client.create_experiment(name))
+        experiment = self._client.get_experiment_by_name(name)
+        return str(experiment.experiment_id if experiment is not None else self._client.create_experiment(name))
 
     def _describe(self, known: dict[str, str]) -> None:
         """Record the config as parameters; a parameter cannot change, so a later value becomes a tag."""
