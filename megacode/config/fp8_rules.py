@@ -20,6 +20,7 @@ def fp8_divides_the_matrices(config: RunConfig) -> Iterator[Problem]:
     # Q, K and V are rows of one fused matrix. K and V have equal size, so 8 for each makes 16.
     heads = model.num_attention_heads * model.head_size // tensor
     sides = (
+        # The only dimension that tensor parallelism leaves whole; it splits the MLP's width and the heads.
         ("hidden_size", model.hidden_size, 16),
         ("ffn_hidden_size", model.ffn_hidden_size, 16 * tensor),
         ("kv_channels", heads, 16),
@@ -61,6 +62,7 @@ def fp8_parameters_stay_fp8(config: RunConfig) -> Iterator[Problem]:
     # It is the distributed optimizer that keeps fp32 masters apart from the parameters.
     if not config.parallel.distributed_optimizer:
         yield Problem("param_gather needs the distributed optimizer", where, "set parallel.distributed_optimizer: true")
+    # Megatron-core reads `param_gather` only when it builds the model, so a phase cannot switch it.
     if len({config.fp8_in(phase) for phase in config.phases}) > 1:
         message = "param_gather needs one FP8 recipe for the whole run, and the phases use different ones"
         yield Problem(message, where, "give all phases the same fp8, or set param_gather: false")

@@ -28,6 +28,8 @@ def heads_divide_the_width(config: RunConfig) -> Iterator[Problem]:
     if model.kv_channels is None and hidden % heads:
         message = f"hidden_size {hidden} is not divisible by num_attention_heads {heads}"
         yield Problem(message, "model.hidden_size", f"use {neighbours(hidden, heads)}, or give model.kv_channels")
+    # Only where the division works: otherwise the head size would be rounded, and this a second message for one
+    # mistake.
     elif model.head_size % 2:
         message = f"a head has {model.head_size} channels, and rotary positions need an even number"
         yield Problem(message, "model.kv_channels", f"use {neighbours(model.head_size, 2)}, or another number of heads")
@@ -69,6 +71,7 @@ def patterns_fit_the_layers(config: RunConfig) -> Iterator[Problem]:
     """A pattern longer than the model would have entries without a layer."""
     model = config.model
     for name in ("attention_pattern", "rotary_pattern"):
+        # A shorter pattern is repeated, also where its length does not divide the number of layers.
         length = len(getattr(model, name))
         if length > model.num_layers:
             message = f"{name} has {length} entries, and the model only {model.num_layers} layers"
@@ -105,8 +108,10 @@ def scaling_has_its_settings(config: RunConfig) -> Iterator[Problem]:
         if config.model.rotary_base <= 1:
             message = f"kind yarn needs rotary_base above 1, and it is {config.model.rotary_base:g}"
             yield Problem(message, "model.rotary_base", "give more than 1")
+        # One of the two may be absent: what it is compared with is then the default.
         slow, fast = scaling.beta_slow or YARN_BETA_SLOW, scaling.beta_fast or YARN_BETA_FAST
         yield from _ordered(slow, fast, "beta_fast")
+    # A setting that reaches no layer trains the same model as none: most likely it was meant for other layers.
     if not any(config.model.scales(layer) for layer in range(config.model.num_layers)):
         message = "rotary_scaling is given, and no layer has scaled rotary positions"
         yield Problem(message, where, "remove it, or change layers, rotary_pattern or attention_pattern")

@@ -95,6 +95,7 @@ def a_blend_is_written_one_way(config: RunConfig, number: int, phase: Phase) -> 
     # `0.95` beside `5`: read as 95 % and 5 % they sum to 1, so that is what was meant.
     total = fsum(weight / 100 if weight >= 1 else weight for weight in phase.blend.values())
     percentages = any(weight >= _PERCENTAGE for weight in phase.blend.values()) or isclose(total, 1)
+    # `sums_to` says what the weights mean, so then there is nothing to guess.
     if shares and larger and percentages and phase.sums_to is None:
         small, large = shares[0], larger[0]
         message = f"the blend mixes shares and percentages: {small} {phase.blend[small]:g} beside {large} "
@@ -127,8 +128,10 @@ def rates_fit_their_schedule(config: RunConfig, number: int, phase: Phase) -> It
         yield Problem("schedule constant takes no final", f"{where}.final", fix)
     if rate.schedule in ("cosine", "linear", "wsd") and rate.final is None:
         yield Problem(f"schedule {rate.schedule} needs final", f"{where}.final", "add final: 3.0e-5, or final: 0")
+    # peak * sqrt(warmup / samples): the warmup is also the time scale of the fall, so there is no default for it.
     if rate.schedule == "inverse_sqrt" and rate.warmup is None:
         yield Problem("schedule inverse_sqrt needs warmup", f"{where}.warmup", "add warmup: 1000 iterations")
+    # Without a peak of its own a phase starts at the previous phase's rate, which only the plan knows.
     if rate.peak is not None and rate.final is not None and rate.final > rate.peak:
         fix = f"give final at most {rate.peak:g}"
         yield Problem(f"final {rate.final:g} is larger than peak {rate.peak:g}", f"{where}.final", fix)

@@ -63,6 +63,7 @@ def shards_divide_the_model(config: RunConfig) -> Iterator[Problem]:
             message = f"model.{name} {value} is not divisible by parallel.tensor {layout.tensor}"
             fix = f"set parallel.tensor to {_one_of(legal)}, or {name} to {neighbours(value, layout.tensor)}"
             yield Problem(message, "parallel.tensor", fix)
+    # All chunks have equally many layers: Megatron's uneven first and last stages are not used.
     chunks = layout.pipeline * (layout.virtual_pipeline or 1)
     if model.num_layers % chunks:
         setting = "pipeline x virtual_pipeline" if layout.virtual_pipeline else "pipeline"
@@ -93,6 +94,7 @@ def the_sequence_divides(config: RunConfig) -> Iterator[Problem]:
 
 def sequence_parallel_needs_tensor(config: RunConfig) -> Iterator[Problem]:
     """Sequence parallel splits over tensor-parallel ranks."""
+    # Megatron-LM's arguments would disable it with a warning; here what the file says is what runs.
     if config.parallel.sequence_parallel and config.parallel.tensor == 1:
         fix = "set parallel.tensor to 2 or more, or sequence_parallel: false"
         yield Problem("sequence_parallel is on with parallel.tensor 1", "parallel.sequence_parallel", fix)
@@ -138,6 +140,7 @@ def the_ramp_reaches_the_batch(config: RunConfig) -> Iterator[Problem]:
         message = (
             f"start {ramp.start} and increment {ramp.increment} are not both multiples of micro_batch_size {micro}"
         )
+        # A micro-batch must divide every batch on the way up, and these three decide all of them.
         legal = nearest_divisors(math.gcd(ramp.start, ramp.increment, full), micro)
         yield Problem(message, "train.batch_ramp", f"set micro_batch_size to {legal}, or use multiples of {micro}")
 

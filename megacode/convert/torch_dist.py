@@ -46,10 +46,10 @@ class TorchDist:
             raise CheckpointError("there is no .metadata", str(path), _FIX)
         with _parsed(self._places_file):
             # Not torch's FileSystemReader: its plain unpickling would run what the file names.
-            metadata = _Places(io.BytesIO(self._places_file.read_bytes())).load()
-            self._places = dict(metadata.storage_data or {})
+            description = _Places(io.BytesIO(self._places_file.read_bytes())).load()
+            self._places = dict(description.storage_data or {})
             # Everything that is not a tensor (random states, counters) is left aside.
-            described = metadata.state_dict_metadata.items()
+            described = description.state_dict_metadata.items()
             self._tensors = {name: about for name, about in described if isinstance(about, TensorStorageMetadata)}
             self.shapes = {name: tuple(about.size) for name, about in self._tensors.items()}
         if not (path / _COMMON).is_file() and _COMMON_OBJECT not in self._places:

@@ -127,6 +127,7 @@ def shares(manifest: Json, field: str) -> dict[str, list[Bar]]:
                 Bar(group, f"{100 * count / tally.documents:.1f} %", count / tally.documents, f"{count:,}")
                 for group, count in islice(counts.items(), SHARES)
             ]
+            # `as_json` sorts by count, so the first groups are the largest.
             rest = sum(counts.values()) - sum(islice(counts.values(), SHARES))
             if rest:
                 label = f"{len(counts) - SHARES:,} others"
@@ -161,6 +162,7 @@ def funnel(manifest: Json) -> dict[str, tuple[list[Bar], list[DroppedRow]]]:
 
 def _left(label: str, left: int, records: int, gone: int) -> Bar:
     note = f"{gone:,} dropped" if gone else ""
+    # A kind may make several documents of one record; a bar is never longer than the first one.
     return Bar(label, f"{left:,}", min(1.0, left / max(records, 1)), note)
 
 
@@ -183,6 +185,7 @@ def _tallies(manifest: Json) -> dict[str, Tally]:
 
 def _tokens(tally: Tally) -> int | None:
     """Return the number of tokens of a source, estimated from those documents that were tokenized."""
+    # Only a share of a large corpus is tokenized, since a tokenizer reads 1 to 2 MB per CPU-second.
     return round(tally.bytes / tally.bytes_per_token) if tally.bytes_per_token else None
 
 

@@ -92,6 +92,7 @@ class DataSetCard:
 
     def _ends(self) -> str:
         contents = self.found
+        # Decoded documents are evidence; a manifest only says what was asked for.
         if contents.decoded:
             return f"{contents.ended:,} of {contents.decoded:,} decoded documents end with the end-of-document token"
         marked = self.manifest is not None and self.manifest.append_eod
@@ -112,6 +113,7 @@ class DataSetCard:
         count, documents, share = report["copies"], report["documents"], report["share"]
         message = f"{count:,} of {documents:,} documents ({100 * count / max(1, documents):.2f} %)"
         summary = f"{message} have the same tokens as an earlier one, in {report['clusters']['number']:,} clusters."
+        # A large data set is compared in part, or the hashes would not fit into memory.
         if share < 1:
             summary += f" Only documents were compared whose hash is in one of {round(1 / share):,} equal ranges."
         summary += " Near-duplicates are found by recipes only."
@@ -159,26 +161,26 @@ def data_set_card(prefix: str, tokenizer: Tokenizer | None, benchmarks: list[Ben
     return DataSetCard(data, manifest, contents, recipes_of(inputs), tokenizer, command)
 
 
-def render_data_set_card(card: DataSetCard) -> str:
+def render_data_set_card(set_card: DataSetCard) -> str:
     """Return the page, one HTML file without scripts."""
-    manifest, name = card.manifest, card.data.prefix.rsplit("/", 1)[-1]
+    manifest, name = set_card.manifest, set_card.data.prefix.rsplit("/", 1)[-1]
     inputs = manifest.inputs if manifest is not None else ()
     page = {
         "name": name,
         "version": megacode.__version__,
-        "command": card.command,
+        "command": set_card.command,
         "made_by": manifest.command if manifest is not None else "",
-        "identity": manifests.identity(card.data.prefix),
-        "totals": card.totals(),
-        "facts": card.facts(),
+        "identity": manifests.identity(set_card.data.prefix),
+        "totals": set_card.totals(),
+        "facts": set_card.facts(),
         "figures": FIGURES,
-        "lengths": card.lengths(),
-        "copies": card.copies(),
-        "contamination": card.contamination(),
-        "suites": card.suites,
-        "recipes": [_recipe(one) for one in card.recipes],
-        "samples": {"Documents": card.found.samples} if card.found.samples else {},
-        "files": card.files(),
+        "lengths": set_card.lengths(),
+        "copies": set_card.copies(),
+        "contamination": set_card.contamination(),
+        "suites": set_card.suites,
+        "recipes": [_recipe(one) for one in set_card.recipes],
+        "samples": {"Documents": set_card.found.samples} if set_card.found.samples else {},
+        "files": set_card.files(),
         "inputs": [{"path": item["path"], "size": format_bytes(item["bytes"])} for item in inputs],
         "input_bytes": format_bytes(sum(item["bytes"] for item in inputs)),
     }
@@ -196,27 +198,27 @@ def _recipe(manifest: Json) -> dict[str, Any]:
     }
 
 
-def print_data_set_card(card: DataSetCard, console: Console) -> None:
+def print_data_set_card(set_card: DataSetCard, console: Console) -> None:
     """Print the card without examples.
 
     Args:
-        card: the card.
+        set_card: the card.
         console: where to print; without markup, because documents may contain anything.
     """
-    for label, value in card.totals().items():
+    for label, value in set_card.totals().items():
         console.print(f"{label:>16}  {value}")
     table = FigureTable("fact", "value", show_header=False)
-    for row in card.facts():
+    for row in set_card.facts():
         table.add_row(row["fact"], row["value"])
     console.print(table)
     console.rule("tokens per document", align="left")
-    print_bars(card.lengths(), console)
-    console.print(card.copies()["summary"], soft_wrap=True)
-    report = card.contamination()
+    print_bars(set_card.lengths(), console)
+    console.print(set_card.copies()["summary"], soft_wrap=True)
+    report = set_card.contamination()
     if report is not None:
         console.print(report["summary"], soft_wrap=True)
         console.print(rows_table(report["tasks"]))
-    for recipe in map(_recipe, card.recipes):
+    for recipe in map(_recipe, set_card.recipes):
         for name, (bars, _) in recipe["funnel"].items():
             console.rule(f"{one_line(recipe['name'], 40)}, {name}: from records to documents", align="left")
             print_bars(bars, console)
@@ -224,9 +226,9 @@ def print_data_set_card(card: DataSetCard, console: Console) -> None:
             for name, groups in recipe[field].items():
                 shown = ", ".join(f"{one_line(bar.label, 30)} {bar.value}" for bar in groups)
                 console.print(f"{field} of {name}: {shown}", soft_wrap=True)
-    for name, text in card.found.samples:
+    for name, text in set_card.found.samples:
         console.print(f"{one_line(name, _SHOWN)}: {one_line(text, _SHOWN)}", soft_wrap=True, highlight=False)
-    for row in card.files():
+    for row in set_card.files():
         console.print(f"{row['file']} {row['size']}, xxh3-128 {row['xxh3-128']}", soft_wrap=True)
-    if card.suites:
-        console.print(f"recipes dropped documents with items of: {card.suites}", soft_wrap=True)
+    if set_card.suites:
+        console.print(f"recipes dropped documents with items of: {set_card.suites}", soft_wrap=True)

@@ -199,6 +199,7 @@ def _each_shard(
             for future in futures:
                 future.add_done_callback(lambda _: advance(1))
             try:
+                # What stops one shard, such as a full disk, would stop the others too, hours later.
                 done, _ = wait(futures, return_when=FIRST_EXCEPTION)
                 for future in done:
                     future.result()
@@ -209,6 +210,7 @@ def _each_shard(
 
 def _in_pool(parent: int) -> None:
     """Prepare a process of the pool: it ends with its parent, however that ends, and uses one core."""
+    # The Rust libraries would start a thread for each core in each process.
     os.environ["RAYON_NUM_THREADS"] = "1"
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends the pool
     end_with(parent)

@@ -108,6 +108,7 @@ def _cpu_seconds(work: RecipeWork, recipe: Recipe, text_bytes: int, documents: i
             spent_bytes += sum(came["bytes"] for came in read_json(place.counts)["sources"].values())
     mapped = text_bytes * spent / spent_bytes if spent_bytes else _map_seconds(work, recipe, mega)
     again = mega / RATES["decontamination"] if recipe.decontaminate and recipe.decontaminate.held_out else 0.0
+    # At most 64 MB are tokenized, see `tally.is_tokenized`.
     tokens = min(mega, 64.0) / RATES["tokens"] if recipe.tokenizer else 0.0
     return {
         "map": mapped,
@@ -132,6 +133,7 @@ def _map_seconds(work: RecipeWork, recipe: Recipe, mega: float) -> float:
 
 
 def _disk_bytes(recipe: Recipe, text_bytes: int, documents: int) -> dict[str, int]:
+    # As if no document were dropped: too much disk is a better surprise than too little.
     stored = int(text_bytes / _COMPRESSION)
     arrays = documents * _SIGNATURE_BYTES if recipe.duplicates else 0
     scratch = documents * _SCRATCH_BYTES if recipe.duplicates else 0

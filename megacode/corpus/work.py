@@ -50,6 +50,7 @@ class RecipeWork:
     @property
     def identity(self) -> str:
         """A digest of the facts; each marker carries it."""
+        # A file that was copied has a new time and the same contents.
         inputs = [{key: value for key, value in item.items() if key != "modified"} for item in self.facts["inputs"]]
         return digest(to_json({**self.facts, "inputs": inputs}))
 

@@ -131,6 +131,7 @@ def _clean_items(
         items = []
     if len(items) >= min(LEAST_CLEAN, count):
         return items
+    # Overlapping items are better than none: a score file says how many of them the model has read.
     every = make(source, documents, seed, count)
     if len(every) > len(items):
         _LOG.warning("%s: most held-out passages are in the training data too, so items overlap with it", source)

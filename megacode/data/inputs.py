@@ -60,6 +60,7 @@ def _matches(pattern: str, option: str, also: Sequence[str]) -> list[Path]:
         return _objects(pattern, option, also)
     if Path(pattern).is_file():
         return [Path(pattern)]
+    # A directory first: its name may hold brackets, which a glob would read as a pattern.
     names = [pattern] if Path(pattern).is_dir() else sorted(glob.glob(pattern, recursive=True))
     files = [Path(name) for name in names if Path(name).is_file()]
     directories = [Path(name) for name in names if Path(name).is_dir()]
@@ -110,6 +111,7 @@ def _files_below(directory: Path, also: Sequence[str]) -> list[Path]:
 
 def _readable(visible: Sequence[Path], directory: str, also: Sequence[str]) -> list[Path]:
     """Return the files of a directory that can be read by their names, and count the others in a warning."""
+    # Unsupported formats stay in: `find_inputs` refuses them by name, which is better than leaving them out.
     readable = sorted(path for path in visible if path.suffix in (*_READ, *_NOT_READ, *also))
     if len(readable) < len(visible):
         other = sorted({path.suffix or path.name for path in visible} - {path.suffix for path in readable})

@@ -83,9 +83,9 @@ def remote(path: str | os.PathLike[str]) -> RemoteObject:
     return _keep(url, RemoteObject(store, pin, _settings))
 
 
-def _keep(url: str, remote: RemoteObject) -> RemoteObject:
+def _keep(url: str, newcomer: RemoteObject) -> RemoteObject:
     with _lock:
-        return _opened.setdefault(url, remote)
+        return _opened.setdefault(url, newcomer)
 
 
 def pinned(url: str, size: int, etag: str) -> ObjectPath:

@@ -76,6 +76,7 @@ class TextSource:
         if not _WEIGHT.fullmatch(weight):
             fix = f"{_FORM}; a weight is a number from 0 to 999,999,999"
             raise ConfigError(f"{weight!r} is not a weight", f"--source {name}", fix)
+        # `Fraction` reads decimal text exactly.
         return TextSource(name.strip(), Fraction(weight), (pattern,))
 
 
@@ -227,6 +228,7 @@ def files_of(sources: Sequence[TextSource]) -> list[list[Path]]:
     owners: dict[Path, str] = {}
     for source, paths in zip(sources, files, strict=True):
         for path in paths:
+            # Resolved: a link to a file of another source would draw its documents twice.
             owner = owners.setdefault(path.resolve(), source.name)
             if owner != source.name:
                 message = f"{path} is in the source {owner} as well"
@@ -247,6 +249,7 @@ def _share_out(
     limits = [part.offered_bytes * total / drawn.source.weight for drawn, part in weighted]
     most = min([Fraction(max_bytes), *limits])
     for drawn, part in weighted:
+        # Exact fractions up to here: with floats, the last document could be cut at another byte.
         drawn.training = part.take(math.floor(most * drawn.source.weight / total))
         drawn.trained_bytes = sum(map(_size, drawn.training))
     if most < max_bytes and len(weighted) > 1:
@@ -301,6 +304,7 @@ def _cut(text: Text, most: int) -> Text:
         return text
     kept = []
     for part in text:
+        # A character that the cut divides is left out: what remains must be valid text.
         kept.append(part[:most].decode(errors="ignore").encode())
         most -= len(part)
         if most <= 0:

@@ -226,6 +226,8 @@ def _score(
     start, (device, target, ranks) = time.perf_counter(), where
     model, parameters, dtype = _load(hf_dir, choices, device)
     facts = ranks.broadcast(model_facts(hf_dir) if ranks.first else None)
+    # `cuda`, not `cuda:1`: a task that was kept on another GPU of the node is valid here. Batch size and number of
+    # ranks are not in the identity either, since they change results by rounding at most.
     settings = {"limit": choices.limit, "device": device.partition(":")[0], "dtype": dtype}
     settings["backend"] = choices.backend or "hf"
     origin = provenance()
@@ -240,6 +242,7 @@ def _score(
             if ranks.first:
                 partial.keep(name, part)
         parts[name] = part
+    # The report's sample texts are written with transformers' own model, which vLLM does not have.
     if ranks.first and choices.backend != "vllm":
         write_samples(TextWriter(model.model, model.tokenizer, hf_dir), run_of(hf_dir), facts)
     scores = {name: part["scores"] for name, part in parts.items()}
@@ -309,6 +312,7 @@ def _default_device(ranks: ScoringRanks) -> str:
 
     if not torch.cuda.is_available():
         return "cpu"
+    # More ranks than GPUs share them in turn.
     return "cuda" if ranks.world_size == 1 else f"cuda:{ranks.local_rank % torch.cuda.device_count()}"
 
 

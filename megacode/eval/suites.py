@@ -160,6 +160,7 @@ def _made_suite(name: str, items: Path) -> Suite:
     if name == "heldout":
         scored = dict.fromkeys(tasks, METRIC)
         texts = {task: items / facts["file"] for task, facts in tasks.items()}
+        # `heldout` has no task files: each of its files is a text whose bits per byte are measured.
         return Suite(name, (), (), items=items, texts=texts, categories={METRIC: scored})
     bits = {task: METRIC for task in tasks if "_bits_" in task}
     endings = {task: "acc" for task in tasks if "_endings_" in task}
@@ -261,7 +262,9 @@ def join(own: Suite, parts: Sequence[Suite], path: Path) -> Suite:
         include_path=tuple(dict.fromkeys(place for part in every for place in part.include_path)),
         lm_eval=tuple(dict.fromkeys(place for part in every for place in part.lm_eval)),
         defaults=any(part.defaults for part in every),
+        # Offline switches are environment variables of the whole process, so one part that needs the network decides.
         offline=all(part.offline for part in every),
+        # Not `any`: joining another suite must not allow what its file did not ask for.
         unsafe_code=own.unsafe_code,
         gold_answers={task: text for part in gold for task, text in part.items()} if gold else None,
         **joined,

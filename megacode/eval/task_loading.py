@@ -118,11 +118,13 @@ def prefetch(suite: Suite, no_network: str) -> list[str]:
     Raises:
         DataError: with every task whose data could not be loaded.
     """
+    # `datasets` cannot load it, see `manual_datasets`.
     if "quac" in suite.tasks and not no_network:
         try:
             fetch_quac()
         except OSError as error:
             log.warning("QuAC's file cannot be downloaded: %s", error)
+    # The tasks are loaded as for scoring, so what succeeds here is found there.
     lacking = (
         no_network
         or "the hub answers, but these could not be downloaded; check whether the network lets all of them through"

@@ -287,6 +287,7 @@ def _checked(url: str) -> str:
 
 def _private(url: str) -> bool:
     parts = urllib.parse.urlsplit(url)
+    # Traffic to this machine itself crosses no network.
     return parts.scheme == "https" or parts.hostname in ("localhost", "127.0.0.1", "::1")
 
 
@@ -300,6 +301,7 @@ def _key(variable: str) -> str:
 def _read_body(response: Any, deadline: float) -> str:
     """Read a reply by the deadline, even if the server sends single bytes slowly."""
     pieces, size = [], 0
+    # A socket timeout starts again with each byte, so only the loop itself can keep to the deadline.
     while piece := response.read1(_PIECE):
         pieces.append(piece)
         size += len(piece)
@@ -322,6 +324,7 @@ def _json(text: str) -> Any:
 
 def _with_whole_characters(value: Any) -> Any:
     if isinstance(value, str):
+        # JSON may escape a character as two halves: UTF-16 joins them, and what stands alone becomes U+FFFD.
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, dict):
         return {_with_whole_characters(key): _with_whole_characters(item) for key, item in value.items()}

@@ -185,6 +185,7 @@ def _questions(
     """Return every prompt with both answers, and what identifies the models `a` and `b`."""
     for hf_dir in (hf_a, hf_b):
         check_model(hf_dir)
+    # One model after the other: two at once need the memory of both, for no gain in time.
     texts, cache = {}, settings.cache or default_cache()
     facts: dict[str, Any] = {}
     for side, hf_dir in (("a", hf_a), ("b", hf_b)):
@@ -211,6 +212,7 @@ def _verdicts(client: JudgeClient, model: str, questions: Sequence[Question], se
         try:
             return [future.result() for future in futures]
         except BaseException:
+            # Ctrl-C too: threads that wait for their turn or a retry would keep the process alive for minutes.
             client.stop()
             pool.shutdown(wait=False, cancel_futures=True)
             raise

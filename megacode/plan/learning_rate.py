@@ -101,6 +101,7 @@ class LearningRateSchedule:
             consumed_samples: the clock after the iteration; 0 gives the value before the first.
         """
         assert 0 <= consumed_samples <= self._ends[-1], consumed_samples
+        # At a border the clock belongs to the iteration that has just ended, so to the earlier phase: `bisect_left`.
         return self.phases[bisect_left(self._ends, consumed_samples)].at(consumed_samples)
 
 
@@ -109,6 +110,7 @@ def _phase_rate(rate: LearningRate, plan: PhasePlan, batches: BatchSchedule, bef
     warmup = 0 if rate.warmup is None else batches.samples(rate.warmup, plan.first_sample)
     final = rate.final
     if final is None:
+        # `inverse_sqrt` falls without a floor unless one is given; a `constant` rate ends where it is.
         final = 0.0 if rate.schedule == "inverse_sqrt" else peak
     return PhaseRate(
         rule=rate.schedule,
@@ -130,6 +132,7 @@ def _decay_samples(rate: LearningRate, plan: PhasePlan, batches: BatchSchedule, 
             last = batches.iteration_at(plan.full_end)
             first = last - rate.decay.count
             in_phase = first >= batches.iteration_at(plan.first_sample)
+            # One more than the phase has is impossible, and `_misfits` reports it with the number that would fit.
             return plan.full_end - batches.clock_after(first) if in_phase else plan.full_samples + 1
         return batches.samples(rate.decay, plan.first_sample)
     return round((rate.decay or 0.0) * plan.full_samples)

@@ -54,12 +54,12 @@ def _most_arms(grid: Grid) -> int:
     return max(places.count(place) for place in set(places)) // len(grid.study.seeds)
 
 
-def _row(seeds: int, expected: Expected) -> dict[str, Any]:
+def _row(seeds: int, interval: Expected) -> dict[str, Any]:
     return {
         "seeds": seeds,
-        "degrees_of_freedom": expected.df if math.isfinite(expected.df) else None,
-        "half_width": expected.half_width,
-        "critical": expected.critical,
-        "smallest_visible": expected.smallest_visible,
-        "smallest_visible_together": expected.smallest_visible_together,
+        "degrees_of_freedom": interval.df if math.isfinite(interval.df) else None,
+        "half_width": interval.half_width,
+        "critical": interval.critical,
+        "smallest_visible": interval.smallest_visible,
+        "smallest_visible_together": interval.smallest_visible_together,
     }

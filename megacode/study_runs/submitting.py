@@ -147,7 +147,7 @@ class _Submitter:
         how: Submission,
         queued: Mapping[str, slurm.Queued],
         chains: bool,
-        lock: RunLock,
+        run_lock: RunLock,
     ) -> None:
         self.work, self.choices, self.how, self.queued, self.chains, self.lock = (
             work,
@@ -155,7 +155,7 @@ class _Submitter:
             how,
             queued,
             chains,
-            lock,
+            run_lock,
         )
         self.place = work.place
         # By checkpoint: the entry of the run that makes it.

@@ -151,12 +151,12 @@ def _losses(tokens: int, vocabulary: int) -> Iterator[Row]:
 
     # 3.9 GiB by default. The gradient overwrites the logits, so a second copy is never there.
     logits, labels = _random(tokens, vocabulary), torch.randint(0, vocabulary, (tokens,), device="cuda")
-    statistics = kernels.RowStatistics(tokens, logits.device)
+    row_statistics = kernels.RowStatistics(tokens, logits.device)
     yield Row(
         f"loss and its gradient, {tokens:,} tokens",
         # Read for the statistics, read again for the gradient, and written.
         3 * logits.numel() * logits.element_size(),
-        lambda: kernels.cross_entropy(logits, labels, statistics, 0, IGNORED, statistics=True, gradient=True),
+        lambda: kernels.cross_entropy(logits, labels, row_statistics, 0, IGNORED, statistics=True, gradient=True),
         lambda: cross_entropy_forward(logits[None], labels[None], 0.0, False, None, IGNORED),
         "Transformer Engine",
     )

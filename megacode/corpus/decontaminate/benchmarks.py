@@ -79,6 +79,7 @@ def _item(row: Json, path: Path, number: int) -> Item:
 
 
 def _joined(question: str, answer: str) -> str:
+    # One space, which is lm-eval's default `target_delimiter`, unless one of the two brings white space.
     between = "" if not answer or question[-1:].isspace() or answer[:1].isspace() else " "
     return question + between + answer
 
@@ -129,6 +130,7 @@ def read_benchmarks(path: Path) -> list[Benchmark]:
     """Read what `write_benchmarks` wrote."""
     benchmarks: list[tuple[Json, list[Item]]] = []
     for row in _rows(path):
+        # A line with `suite` begins a benchmark, and the lines after it are its items.
         if "suite" in row:
             benchmarks.append((row, []))
         else:

@@ -138,6 +138,7 @@ class _Commit:
 
     def _drawn_out(self, words: int) -> str | None:
         settings = self.settings
+        # Each rule draws by itself: a short change with a terse subject must pass both.
         short, long = self.changed_lines <= settings.few_lines, self.changed_lines >= settings.many_lines
         if (short or long) and self._draw("size") >= settings.keep_extreme:
             return "drawn out: short change" if short else "drawn out: long change"
@@ -153,6 +154,7 @@ class _Commit:
         if self._draw("whole") < self.settings.whole_files:
             return self.old, self.new
         before, after = (int(self._draw(side) * (self.settings.most_context + 1)) for side in ("before", "after"))
+        # `head` and `tail` count lines that both files share, so the same cut is valid for both.
         first, left = max(0, self.head - before), max(0, self.tail - after)
         return "".join(self.old_lines[first : len(self.old_lines) - left]), "".join(
             self.new_lines[first : len(self.new_lines) - left]

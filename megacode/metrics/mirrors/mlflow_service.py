@@ -45,6 +45,7 @@ class MlflowService:
         self._curve = curve
         experiment = self._experiment()
         runs = self._client.search_runs([experiment], f"tags.`{_ID}` = '{curve.unique}'", max_results=1)
+        # The last start marked it as ended.
         if runs:
             self._client.update_run(runs[0].info.run_id, status="RUNNING")
         tags = {_ID: curve.unique, "megacode.run_directory": str(curve.run.path.absolute())}
@@ -60,6 +61,7 @@ class MlflowService:
 
     def close(self, *, left: bool, finished: bool) -> None:
         if left:
+            # Not deleted: what a rollback abandoned may be the very thing that somebody wants to look at.
             self._client.set_tag(self._run, "megacode.superseded", "true")
         self._client.set_terminated(self._run, "FINISHED" if finished and not left else "KILLED")
 
@@ -92,12 +94,14 @@ class MlflowService:
         assert self._curve is not None
         step = self._curve.axes(row)[self._settings.x_axis]
         for name, value in values(row):
+            # MLflow counts time in milliseconds.
             yield Metric(_OTHER.sub("_", "/".join(name)), value, int(row.time * 1000), step)
 
 
 def _flat(value: Any, above: str = "") -> Iterator[tuple[str, str]]:
     """Yield all settings of a config by their dotted name."""
     if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        # Phases are a list of sections: `phases.0.blend.code`.
         value = dict(enumerate(value))
     if not isinstance(value, dict):
         yield _OTHER.sub("_", above), str(value)[:_LONGEST]
