@@ -46,6 +46,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     layers = read_layers(Path(path))
     raw: dict[str, Any] = {}
     for layer in reversed(layers):
+        # Copied, since overrides write into `raw`, and messages look up in the layers where a setting came from.
         raw = merge(raw, copy.deepcopy(layer.document))
     paths, unusable = apply_overrides(raw, overrides, lambda text: yaml.load(text, Loader=StrictYamlLoader))
     return validate(raw, Origins(layers, paths), unusable)
@@ -90,6 +91,7 @@ def _broken_phase_rules(config: RunConfig) -> Iterator[Problem]:
 
 def dump_config(config: RunConfig) -> str:
     """Return the resolved config as YAML, which `load_config` reads back to an equal config."""
+    # Defaults are written out: a later version with other defaults resumes the run as it was.
     document = config.model_dump(mode="json", by_alias=True, exclude_none=True)
     return yaml.safe_dump(_written(document), sort_keys=False, allow_unicode=True, width=120)
 

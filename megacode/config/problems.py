@@ -88,6 +88,7 @@ def _suggest(location: list[Any], root: type[BaseModel]) -> str:
     if schema is None:
         return "remove it"
     known = [field.alias or name for name, field in schema.model_fields.items()]
+    # A phase's length is written in one of three units; `length` is what the code reads.
     if schema.__name__ == "Phase":
         known = [*(name for name in known if name != "length"), "tokens", "samples", "iterations"]
     return did_you_mean(str(location[-1]), known)

@@ -47,6 +47,8 @@ class DeviceLoader(Loader):
     def _gather(self, rows: Rows, out: npt.NDArray[Any]) -> list[WindowTokens]:
         windows = list(self._rows.windows(rows))
         for row, window in enumerate(windows):
+            # One copy from the memory map into pinned memory; a tensor of the map itself could not be sent in the
+            # background.
             out[row] = window.tokens
         return windows
 
@@ -71,6 +73,7 @@ class DeviceLoader(Loader):
             windows: what the rows read.
         """
         mask, positions = self._on_device(len(rows)) if places is None else isolated_on_device(places, self._seq_length)
+        # Rows that fill up a batch are read like others, and no label of theirs counts.
         if rows.filling.any():
             mask = mask * _sent(~rows.filling)[:, None]
         if (hidden := masks(windows)) is not None:
@@ -102,6 +105,7 @@ class DeviceLoader(Loader):
     def _on_device(self, count: int) -> tuple[Tensor, Tensor]:
         """Return loss mask and positions of rows without borders; made once for each number of rows."""
         if count not in self._plain_on_device:
+            # Shared by all micro-batches of that size, so nobody may write into them.
             mask = torch.ones(count, self._seq_length, device=device.device())
             positions = torch.arange(self._seq_length, device=device.device()).repeat(count, 1)
             self._plain_on_device[count] = mask, positions

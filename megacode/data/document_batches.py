@@ -92,6 +92,7 @@ def _fill(file: Any, view: memoryview) -> None:
     filled = 0
     while filled < len(view):
         read = file.readinto(view[filled:])
+        # The end of the file: the index describes more than there is.
         if not read:
             raise DataError("it is shorter than its index describes", file.name, AGAIN)
         filled += read
@@ -143,6 +144,7 @@ class _Index:
 
     def lengths(self, first: int, last: int) -> npt.NDArray[np.int32]:
         """Return the lengths of the sequences that follow those of the last call, int32 [last - first]."""
+        # Stored offsets say nothing that lengths do not, so they serve as a check of both.
         lengths, offsets = self._read(0, first, last - first, np.int32), self._read(1, first, last - first, np.int64)
         ends = self._end + np.cumsum(lengths, dtype=np.int64) * self._itemsize
         if (lengths < 0).any() or not np.array_equal(offsets, ends - lengths.astype(np.int64) * self._itemsize):

@@ -113,6 +113,7 @@ class DocumentIds:
 
     def batch(self, first: int, count: int) -> Ids:
         """Return the ids of some consecutive documents, read from the file: a map keeps all pages it has passed."""
+        # The offsets end where the text begins, so they are counted back from there.
         offsets = self._read(self._text - 8 * (self.documents + 1 - first), count + 1, np.uint64).astype(np.int64)
         return Ids(np.diff(offsets), self._read(self._text + offsets[0], offsets[-1] - offsets[0], np.uint8))
 

@@ -96,6 +96,7 @@ class _HeldOut:
         texts = []
         for ids, text in zip(self.ids, self.texts, strict=True):
             first, last = unread.longest(ids)
+            # Decoded again only where something was cut away, since its end may lie inside a line.
             if last - first < len(ids):
                 text = _whole_lines(self.tokenizer.decode(ids[first:last].tolist()), first > 0, last < len(ids))
             if last - first == len(ids) or len(text) >= LEAST_CHARACTERS:
@@ -136,6 +137,7 @@ def build_items(configs: Sequence[RunConfig], suite: str, directory: Path) -> No
         remove(old)
     bounds = (None, None) if suite == "demo" else (_CANDIDATES, DOCUMENT_TOKENS)
     documents = {one.name: _HeldOut.of(one, *bounds) for one in sets}
+    # The expensive step: it reads all that training may read, once.
     unread = _unread(sets, documents)
     if suite == "demo":
         texts = {name: source_documents.texts for name, source_documents in documents.items()}

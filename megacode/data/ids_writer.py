@@ -90,6 +90,7 @@ class IdsWriter:
         with self._hashes.open("wb") as out, self._text.path.open("rb") as text:
             for block in self._lengths.blocks():
                 lengths = np.frombuffer(block, dtype=np.int32).tolist()
+                # Eight bytes an id: what is sorted is small, whatever the ids are.
                 out.write(np.array([xxhash.xxh3_64_intdigest(text.read(size)) for size in lengths], np.uint64).data)
 
     def _blocks(self) -> Iterator[_Hashes]:
@@ -109,6 +110,7 @@ class IdsWriter:
             documents = np.arange(document, document + len(block), dtype=np.uint64)
             document += len(block)
             mine = ranges[_leading(block)]
+            # Stable: within a range, documents stay in their order.
             order = np.argsort(mine, kind="stable")
             for number, count in zip(*np.unique(mine, return_counts=True), strict=True):
                 # `unique` gives the ranges ascending, and so are they in `order`.

@@ -110,6 +110,7 @@ class Suite:
             if package is None:
                 fix = "pip install 'megacode[eval]'"
                 raise ConfigError("lm-eval is not installed", f"suite {self.name}", fix)
+            # `find_spec` does not import lm-eval, which takes seconds.
             places.append(Path(next(iter(package.submodule_search_locations or []))) / "tasks" / name)
             if not places[-1].is_dir():
                 fix = "use one of the directories there, or `defaults: true` for all"

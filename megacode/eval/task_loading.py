@@ -149,6 +149,7 @@ def network_problem() -> str:
 def _manager(suite: Suite) -> Any:
     from lm_eval.tasks import TaskManager
 
+    # The shipped task files read the directory of their items from it: the same files serve every run.
     metadata: Any = {"items": str(suite.items)} if suite.items else None
     places: Any = [str(place) for place in suite.places()]
     return TaskManager(include_path=places, include_defaults=suite.defaults, metadata=metadata)
