@@ -201,4 +201,5 @@ def _batch_sizes(config: RunConfig) -> dict[str, int]:
     """Return the sizes that all batches of a run are sums of, by setting."""
     train, ramp = config.train, config.train.batch_ramp
     sizes = {"global_batch_size": train.global_batch_size}
+    # Every batch of a ramp is start plus a multiple of increment, so what divides these divides all.
     return sizes if ramp is None else sizes | {"batch_ramp.start": ramp.start, "batch_ramp.increment": ramp.increment}

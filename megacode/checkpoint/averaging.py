@@ -115,6 +115,7 @@ def _samples(over: Quantity, state: TrainState) -> int:
     """Return a length in samples, by the settings of the newest checkpoint; rounded up to a whole sample."""
     train = former_config(state.config).train
     if over.unit == "iterations":
+        # The full batch: a decay is at the end of a run, where a ramp is over.
         return over.count * train.global_batch_size
     return -(-over.count // (train.seq_length if over.unit == "tokens" else 1))
 
@@ -146,6 +147,7 @@ def _check_one_trunk(sources: Sequence[_Source]) -> None:
 
 
 def _order(state: TrainState, clock: int) -> list[str]:
+    # Equal links up to the clock mean equal windows: arms that branched later share a trunk.
     return [link["fingerprint"] for link in state.fingerprints if link["first_sample"] < clock]
 
 
@@ -185,6 +187,7 @@ def _read_weights(path: Path, checkpoints: Sequence[Path], normalize: bool) -> l
         raise ConfigError(problems=problems)
     shares = [float(weights[key]) for key in keys]
     total = math.fsum(shares)
+    # Weights that sum to 0.9 would shrink the model: likely one was forgotten, so nothing is rescaled unasked.
     if not total or (abs(total - 1) > _SUM_TOLERANCE and not normalize):
         raise ConfigError(f"the weights sum to {total:g}, not to 1", str(path), "correct them, or add --normalize")
     return [share / total for share in shares]

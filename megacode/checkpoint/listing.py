@@ -63,6 +63,7 @@ def _row(path: Path, is_latest: bool) -> dict[str, Any]:
 
 
 def _size(path: Path) -> int:
+    # A size that no file has, so that a missing one counts as wrong.
     return path.stat().st_size if path.exists() else -1
 
 

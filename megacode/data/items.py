@@ -32,6 +32,7 @@ def task_items(name: str, task: Any, limit: int | None = None) -> list[Item]:
 
     It builds the task's requests again, so call it before or after the task runs, not during.
     """
+    # One rank of one: every rank looks for all items, whichever it scores.
     task.build_all_requests(limit=limit, rank=0, world_size=1)
     requests: dict[int, list[Any]] = defaultdict(list)
     for instance in task.instances:
@@ -67,6 +68,7 @@ def _text(arguments: Any, target: Any) -> str:
         target = int(target)
     if isinstance(target, int) and not isinstance(target, bool) and target < len(requests):
         return "".join(part for part in requests[target] if isinstance(part, str))
+    # All requests of an item begin with its question, so any of them tells it.
     question = str(requests[0][0])
     answers = [target] if isinstance(target, str) else list(target) if isinstance(target, (list, tuple)) else []
     answer = next((one for one in answers if isinstance(one, str)), "")

@@ -41,6 +41,7 @@ _lock = threading.Lock()
 def use(settings: Objects) -> None:
     """Set how object storage is read from now on by this process: commands without a config use the defaults."""
     global _settings
+    # Readers that are open stay as they are; the next ones connect with the new settings.
     if settings != _settings:
         forget()
         _settings = settings
@@ -85,6 +86,7 @@ def remote(path: str | os.PathLike[str]) -> RemoteObject:
 
 def _keep(url: str, newcomer: RemoteObject) -> RemoteObject:
     with _lock:
+        # The first of several that looked at the same time wins, so that all threads see one version.
         return _opened.setdefault(url, newcomer)
 
 

@@ -188,6 +188,7 @@ def is_scored(state: TrainState, suite: Suite, out: Path, choices: ScoringOption
     allowed = choices.run_code or suite.unsafe_code
     # Tasks that are excluded now too do not make the file incomplete.
     whole = all(task in choices.without or (why == RUN_CODE and not allowed) for task, why in left_out.items())
+    # A file without a limit has all items, so it answers any limit.
     same = document.get("suite_sha256") == suite.files_digest() and limit in (None, choices.limit)
     return whole and same and facts.get("checkpoint_seal") == state.seal
 
@@ -213,6 +214,7 @@ def _exported(run: RunDir, checkpoint: Path, state: TrainState, keep: bool) -> I
     for left in (temporary, *temporary.parent.glob(f".{temporary.name}.*")):  # left behind by a killed process
         remove(left)
     log.info("exporting %s to score it", checkpoint)
+    # `force` only for a kept export: an older one of the same iteration, from before a rollback, is replaced.
     to_hf(checkpoint, target, force=keep)
     try:
         yield target

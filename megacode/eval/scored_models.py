@@ -27,6 +27,7 @@ def check_model(hf_dir: Path) -> None:
         raise CheckpointError("there is no such directory", str(hf_dir), fix)
     try:
         config = json.loads((hf_dir / "config.json").read_text(encoding="utf-8"))
+        # transformers chooses a model's class by this key; without it the directory is some other project's.
         known = isinstance(config, dict) and "model_type" in config
     except (OSError, ValueError):
         known = False

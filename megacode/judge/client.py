@@ -287,7 +287,6 @@ def _checked(url: str) -> str:
 
 def _private(url: str) -> bool:
     parts = urllib.parse.urlsplit(url)
-    # Traffic to this machine itself crosses no network.
     return parts.scheme == "https" or parts.hostname in ("localhost", "127.0.0.1", "::1")
 
 
@@ -324,7 +323,6 @@ def _json(text: str) -> Any:
 
 def _with_whole_characters(value: Any) -> Any:
     if isinstance(value, str):
-        # JSON may escape a character as two halves: UTF-16 joins them, and what stands alone becomes U+FFFD.
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, dict):
         return {_with_whole_characters(key): _with_whole_characters(item) for key, item in value.items()}

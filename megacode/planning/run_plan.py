@@ -111,6 +111,7 @@ def _untrainable(config: RunConfig) -> list[Problem]:
     problems = list(mirror_problems(config))
     try:
         check_scoring(config)
+    # All that would refuse the run, in one list: a user fixes it once.
     except ConfigError as error:
         problems += error.problems
     return problems
@@ -177,6 +178,7 @@ def prove_same_model(plan: Plan, state: TrainState, checkpoint: Path, *, weights
         if change not in adapted
     ]
     saved = saved_vocabulary(checkpoint)
+    # Not a change of settings: the vocabulary may come from a tokenizer that was replaced at the same path.
     if saved not in (None, plan.vocab_size):
         message = f"the checkpoint has a vocabulary of {saved:,} tokens, the config {plan.vocab_size:,}"
         problems.append(Problem(message, "model.vocab_size", fix))
@@ -220,6 +222,7 @@ def prove_compatible(plan: Plan, checkpoint: Path, state: TrainState, accept_cha
         # Accepted by the user: report the cost instead of refusing.
         loss = unknown_loss(clock) if former is None else lost(former, plan.schedule, clock)
     if chain:
+        # The phase of the last sample that was read: at a border that is the one which has ended.
         phase = plan.schedule.phase_at(min(clock, plan.schedule.total_samples) - 1)
         over = clock >= phase.last_sample
         prove_same_optimizer(plan.config, phase.index, state.config, len(chain) - 1, str(checkpoint), over=over)

@@ -40,6 +40,7 @@ def prove_samples(path: Path) -> Json:
     repeated: list[int] = []
     needed = ("iteration", "consumed_samples", "batch_size", "samples_digest", "samples_by_source")
     records = read_metrics(run.metrics, "train", damaged=damaged, repeated=repeated)
+    # Only what is compared: a long run has a million lines, each with dozens of numbers.
     lines: list[Json] = [{name: line.get(name) for name in needed} for line in records]
     schedule = _schedule(run)
     begun = next((event for event in read_events(run, damaged) if event.get("event") == "start"), {})
