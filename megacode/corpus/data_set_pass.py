@@ -54,6 +54,7 @@ class Copies:
             self._held = self._parts[0].shape[1]
 
     def _sampled(self, part: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        # By hash, not by chance: copies have equal hashes, so a cluster is in the sample as a whole or not at all.
         return part[:, part[0] >> np.uint64(64 - self.zero_bits) == 0] if self.zero_bits else part
 
     def report(self) -> tuple[Json, npt.NDArray[np.int64]]:
@@ -125,6 +126,7 @@ class _Reader:
         self._smallest: dict[int, int] = {}  # documents by hash
 
     def run(self) -> DataSetContents:
+        # Matches go to a file: how many there are depends on the data, and memory should not.
         with TemporaryDirectory() as scratch, bar("reading documents", self._data.documents) as advance:
             matches = MatchWriter(Path(scratch) / "matches", self._index) if self._index else None
             for batch in _batches(self._data):
@@ -172,6 +174,7 @@ class _Reader:
         self._found.decoded += 1
         self._found.ended += ends
         self._found.decoded_tokens += len(tokens) - ends
+        # A byte-level token may end inside a character, so a decoded text may hold what UTF-8 cannot.
         self._found.decoded_bytes += len(text.encode(errors="replace"))
         return text
 

@@ -63,11 +63,13 @@ class _Budget:
     def __init__(self, config: RunConfig, extents: Sequence[Extent], windows: Mapping[str, int]) -> None:
         self.config, self.extents, self.windows = config, extents, windows
         self.drawn = dict.fromkeys(windows, 0)
+        # Fractions of samples that a source is owed: without them, many short phases would never read a rare source.
         self.carry: dict[str, Fraction] = {}
         self.limits: dict[str, int] = {}
         for name, count in windows.items():
             cap = config.sources[name].max_epochs
             if cap is not None:
+                # Exact: in floats, 0.29 epochs of 100 windows would be 28.
                 self.limits[name] = floor(exact(cap) * count)
 
     def run(self) -> list[Allotment]:

@@ -106,6 +106,7 @@ class FilterSettings(Thresholds):
         exceptions = self.by_extension.get(extension)
         return Thresholds(
             **{
+                # Later ones win: the preset, the recipe, the preset's exceptions for this extension, the recipe's own.
                 **preset["thresholds"],
                 **own,
                 **preset.get("by_extension", {}).get(extension, {}),

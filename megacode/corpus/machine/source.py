@@ -57,6 +57,7 @@ def wanted_bytes(recipe: Recipe, name: str) -> int:
 
 def _collect(recipe: Recipe, sources: dict[str, RecipeSource], place: Path) -> None:
     limits = {_files(name, one): wanted_bytes(recipe, name) for name, one in sources.items()}
+    # One search for all sources: a disk is walked once.
     roots = sorted({Path(root) for one in sources.values() for root in one.inputs}) or None
     done: dict[str, int] = {}
     with bar("collect", sum(limits.values()), size=True) as advance:
