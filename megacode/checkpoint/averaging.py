@@ -94,11 +94,11 @@ def average(
     if shape is not None:
         _check_one_trunk(sources)
         sources = _windowed(sources, length, paths[0])
-        shares = decay_weights(shape, [one.state.consumed_samples for one in sources], length)
+        shares = decay_weights(shape, [source.state.consumed_samples for source in sources], length)
     elif weights == UNIFORM:
         shares = [1 / len(sources)] * len(sources)
     else:
-        shares = _read_weights(Path(weights), [one.path for one in sources], normalize)
+        shares = _read_weights(Path(weights), [source.path for source in sources], normalize)
     return _write(sources, shares, weights if weights in _RULES else "file", length, out)
 
 
@@ -155,7 +155,7 @@ def _windowed(sources: list[_Source], length: int | None, run: Path) -> list[_So
     """Return the checkpoints that a decay of some samples needs; all of them without a length."""
     if length is None:
         return sources
-    clocks = [one.state.consumed_samples for one in sources]
+    clocks = [source.state.consumed_samples for source in sources]
     first = in_window(clocks, length)
     if first is None:
         reach = clocks[-1] - clocks[0]
@@ -171,7 +171,9 @@ def _read_weights(path: Path, checkpoints: Sequence[Path], normalize: bool) -> l
         ConfigError: one is missing, unknown or negative, or they do not sum to 1.
     """
     weights = read_document(path, "a YAML file of weights")
-    keys = [next((key for key in (str(one), one.name) if key in weights), "") for one in checkpoints]
+    keys = [
+        next((key for key in (str(checkpoint), checkpoint.name) if key in weights), "") for checkpoint in checkpoints
+    ]
     missing = [str(one) for one, key in zip(checkpoints, keys, strict=True) if not key]
     unknown = [str(key) for key in weights if key not in keys]
     twice = sorted({key for key in keys if key and keys.count(key) > 1})
@@ -196,7 +198,7 @@ def _read_weights(path: Path, checkpoints: Sequence[Path], normalize: bool) -> l
 def _write(sources: Sequence[_Source], shares: Sequence[float], rule: str, length: int | None, out: Path) -> Mean:
     for one in sources:
         check_intact(one.path)
-    readers = [Reader(one.path) for one in sources]
+    readers = [Reader(source.path) for source in sources]
     # The newest lends its state, and its names and shapes: of several with one clock, the last one given.
     lead = max(range(len(sources)), key=lambda number: (sources[number].state.consumed_samples, number))
     about = {name: tensor.shape for name, tensor in readers[lead].tensors.items() if name.startswith(f"{WEIGHT}.")}

@@ -175,7 +175,8 @@ def _steps(facts: Json) -> Iterator[DroppedRow]:
 def samples(manifest: Json) -> dict[str, list[tuple[str, str]]]:
     """Return ids and beginnings of the samples of each source."""
     return {
-        title(name): [(one[0], one[1]) for one in tally.samples.values()] for name, tally in _tallies(manifest).items()
+        title(name): [(sample[0], sample[1]) for sample in tally.samples.values()]
+        for name, tally in _tallies(manifest).items()
     }
 
 

@@ -178,7 +178,7 @@ def render_data_set_card(set_card: DataSetCard) -> str:
         "copies": set_card.copies(),
         "contamination": set_card.contamination(),
         "suites": set_card.suites,
-        "recipes": [_recipe(one) for one in set_card.recipes],
+        "recipes": [_recipe(recipe) for recipe in set_card.recipes],
         "samples": {"Documents": set_card.found.samples} if set_card.found.samples else {},
         "files": set_card.files(),
         "inputs": [{"path": item["path"], "size": format_bytes(item["bytes"])} for item in inputs],

@@ -32,4 +32,6 @@ def read_settings(schema: type[Section], settings: Mapping[str, Any] | Section, 
         return schema.model_validate(settings)
     except ValidationError as error:
         problems = problems_of(error, schema)
-        raise ConfigError(problems=[Problem(one.what, f"{where}.{one.where}", one.fix) for one in problems]) from None
+        raise ConfigError(
+            problems=[Problem(problem.what, f"{where}.{problem.where}", problem.fix) for problem in problems]
+        ) from None

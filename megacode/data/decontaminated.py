@@ -46,7 +46,8 @@ def _outputs(manifest: Path) -> dict[str, Any]:
 def _suites(manifest: Path) -> tuple[Json, ...]:
     suites = read_json(manifest).get("contamination", {}).get("suites", [])
     return tuple(
-        {"suite": one["suite"], "tasks": {task: row["sha256"] for task, row in one["tasks"].items()}} for one in suites
+        {"suite": suite["suite"], "tasks": {task: row["sha256"] for task, row in suite["tasks"].items()}}
+        for suite in suites
     )
 
 

@@ -53,7 +53,7 @@ def items_of(task: str, samples: Iterable[Mapping[str, Any]]) -> list[Item]:
 
     The text is the request followed by the correct answer; among several endings, the target one.
     """
-    return [_item(task, one) for one in samples]
+    return [_item(task, sample) for sample in samples]
 
 
 def _item(task: str, sample: Mapping[str, Any]) -> Item:
@@ -62,7 +62,7 @@ def _item(task: str, sample: Mapping[str, Any]) -> Item:
 
 
 def _text(arguments: Any, target: Any) -> str:
-    requests = [tuple(one) for one in arguments]
+    requests = [tuple(argument) for argument in arguments]
     # lm-eval gives the target as an index, as a digit, as a text, or as a list of texts.
     if isinstance(target, str) and target.isdigit() and len(requests) > int(target):
         target = int(target)

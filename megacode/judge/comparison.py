@@ -205,7 +205,9 @@ def _questions(
 def _verdicts(client: JudgeClient, model: str, questions: Sequence[Question], settings: JudgeSettings) -> list[Verdict]:
     """Judge all questions, several at a time; the first failure cancels those that have not begun."""
     with bar("judging questions", len(questions)) as advance, ThreadPoolExecutor(settings.threads) as pool:
-        futures = [pool.submit(judge_question, client, model, one, settings.max_judge_tokens) for one in questions]
+        futures = [
+            pool.submit(judge_question, client, model, question, settings.max_judge_tokens) for question in questions
+        ]
         for future in futures:
             # The bar follows the requests as they finish, not their order.
             future.add_done_callback(lambda _: advance(1))

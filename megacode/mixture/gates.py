@@ -58,7 +58,7 @@ def refuse(refusals: Sequence[Refusal], where: str) -> None:
         ProposalError: with all of them.
     """
     if refusals:
-        raise ProposalError(problems=[Problem(one.what, where, one.fix) for one in refusals])
+        raise ProposalError(problems=[Problem(refusal.what, where, refusal.fix) for refusal in refusals])
 
 
 def too_few_blends(blends: np.ndarray) -> Iterator[Refusal]:

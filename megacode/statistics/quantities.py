@@ -114,7 +114,7 @@ class Results:
 def _profile(arm: Arm, key: Key) -> Profile:
     tasks = [model.tasks[key[0]] for model in arm.models]
     outcomes = [task.outcomes[key[1]] for task in tasks]
-    return profile(np.array([one.values for one in outcomes]), outcomes[0].sizes, tasks[0].clusters)
+    return profile(np.array([outcome.values for outcome in outcomes]), outcomes[0].sizes, tasks[0].clusters)
 
 
 def tabulate(arms: Sequence[Arm], without: Sequence[str] = ()) -> Results:

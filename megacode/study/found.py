@@ -104,7 +104,7 @@ def _recorded_starts(state: TrainState, checkpoint: Path, depth: int) -> list[st
     except MegacodeError:
         # Of another version, or one that was never trained, such as a converted model.
         starts = []
-    return [start_from("checkpoint", seal), *(start_from("state", one.id) for one in starts)]
+    return [start_from("checkpoint", seal), *(start_from("state", start.id) for start in starts)]
 
 
 def _merged(state: TrainState, checkpoint: Path, depth: int) -> Iterator[Found]:

@@ -314,7 +314,7 @@ class _Builder:
         """Raise all errors, each once; mistakes of the input before plans that cannot be trained."""
         # An arm that is wrong says the same at every scale and seed.
         for kind in (ConfigError, DataError, PlanError):
-            problems = [one for error in self.errors if isinstance(error, kind) for one in error.problems]
+            problems = [problem for error in self.errors if isinstance(error, kind) for problem in error.problems]
             if problems:
                 raise kind(problems=list(dict.fromkeys(problems)))
         if self.errors:

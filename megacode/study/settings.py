@@ -49,8 +49,8 @@ def phases_of(study: Study, arm: str, settings: Sequence[Mapping[str, Any]]) -> 
         own = free_name(use.phase, known)
         taken.add(own)
         phase = merge({}, study.phases[use.phase])
-        for one in settings:
-            for key, value in one.items():
+        for setting in settings:
+            for key, value in setting.items():
                 section, _, rest = key.partition(".")
                 name, _, inside = rest.partition(".")
                 if section == "phases" and name == use.phase:

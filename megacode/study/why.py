@@ -108,7 +108,7 @@ def _reason(here: _State, known: list[_State]) -> Reason:
     nearest = min(others, key=lambda state: sum(1 for _ in _differences(state.facts, here.facts)))
     differences = list(_differences(nearest.facts, here.facts))
     # Another past is mostly the same change, further up.
-    own = [one for one in differences if one[0] != _PAST] or differences
+    own = [difference for difference in differences if difference[0] != _PAST] or differences
     return Reason(nearest.name, own[:_SHOWN], max(0, len(own) - _SHOWN))
 
 

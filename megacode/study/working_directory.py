@@ -61,8 +61,11 @@ def advised(error: MegacodeError, file: Path, config: RunConfig) -> MegacodeErro
     """Return an error about files of a config, with what to do where they are there from another directory."""
     fixes = advice_on(config, file)
     problems = [
-        replace(one, fix=next((fix for path, fix in fixes.items() if path in f"{one.where} {one.what}"), one.fix))
-        for one in error.problems
+        replace(
+            problem,
+            fix=next((fix for path, fix in fixes.items() if path in f"{problem.where} {problem.what}"), problem.fix),
+        )
+        for problem in error.problems
     ]
     return type(error)(problems=problems)
 

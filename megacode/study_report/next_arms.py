@@ -68,7 +68,10 @@ def law_of(results: StudyResults, without: Sequence[str] = ()) -> _Json | None:
     try:
         return next_of(results, without=without)
     except (ConfigError, DataError) as error:
-        problems = [(f"{one.where}: {one.what}" if one.where else one.what, one.fix) for one in error.problems]
+        problems = [
+            (f"{problem.where}: {problem.what}" if problem.where else problem.what, problem.fix)
+            for problem in error.problems
+        ]
         return {"refusals": [vars(Refusal("no law", message, fix)) for message, fix in problems]}
 
 
@@ -111,7 +114,7 @@ class _Proposer:
             "points": laws.point_rows(),
             "left_out": laws.left_out,
             "targets": laws.target_rows(),
-            "refusals": [vars(one) for one in self.refusals],
+            "refusals": [vars(refusal) for refusal in self.refusals],
             "proposals": proposals,
             "informative": self._informative(),
             "notes": self._notes(),
@@ -186,7 +189,7 @@ class _Proposer:
         """Return predicted metrics in their own unit and sign; None where the laws do not reach, or are not trusted."""
         laws = self.laws
         outside = gates.distance_to_hull(blend, laws.blends) > gates.HULL_TOLERANCE
-        if laws.objective is None or outside or any(one.reason == "too few blends" for one in laws.refusals):
+        if laws.objective is None or outside or any(refusal.reason == "too few blends" for refusal in laws.refusals):
             return None
         rows = {}
         for one, fit in zip(laws.metrics, laws.objective.fits, strict=True):
@@ -226,7 +229,7 @@ class _Proposer:
             notes.append(
                 f"the target reads {part:.3g} times the arms' tokens: what is predicted is a run like the arms"
             )
-        counts = {len(one.values[point.name]) for one in laws.metrics for point in laws.points}
+        counts = {len(metric.values[point.name]) for metric in laws.metrics for point in laws.points}
         if counts == {1}:
             notes.append("one seed an arm: noise over seeds and what a law cannot express are not told apart")
         elif len(counts) > 1:

@@ -47,7 +47,7 @@ def _ranking(laws: StudyLaws, level: str) -> str:
         if level in point.cell.place and (point.cell.arm, point.phase) in here
     ]
     metrics = laws.metrics_of(common) if common else {}
-    if len(common) < 2 or not all(one.name in metrics for one in laws.metrics):
+    if len(common) < 2 or not all(metric.name in metrics for metric in laws.metrics):
         return f"fewer than two arms are scored at both, so it is not known whether {level} ranks them alike"
     # By the same weights, since it is the weighted choice that must carry over.
     weighted = list(zip(laws.weights, laws.metrics, strict=True))

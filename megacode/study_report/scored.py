@@ -125,7 +125,7 @@ def _by_arm(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
 def _add(scored: Scored, results: StudyResults, group: _Group, level: float, without: Sequence[str]) -> None:
     """Add the rows of one group of arms."""
     arms, documents = _arms(results, group)
-    scored.tasks |= {task for arm in arms for one in arm.models for task in (*one.tasks, *one.left_out)}
+    scored.tasks |= {task for arm in arms for model in arm.models for task in (*model.tasks, *model.left_out)}
     check_comparable(arms, without)
     # The slow step: items of all models as arrays. Comparisons and scores share it.
     table = tabulate(arms, without)
@@ -140,7 +140,7 @@ def _add(scored: Scored, results: StudyResults, group: _Group, level: float, wit
         scored.comparisons += [_comparison(row, results, group) for row in document["comparisons"]]
         families = {row["metric"]: row["family"] for row in document["comparisons"]}
         scored.shares += variance_shares(table, group.label, question.baseline)
-    scored.metrics += [metric_row(table, one, families, documents, parameters) for one in table.quantities]
+    scored.metrics += [metric_row(table, quantity, families, documents, parameters) for quantity in table.quantities]
     for number in range(len(arms)):
         scored.scores += [score_row(table, number, which, level) for which in range(len(table.quantities))]
 
@@ -220,7 +220,7 @@ def _question(
     ]
     margin, sd = study.compare.margin, study.compare.seed_sd
     # A spread in points says nothing of bits per byte.
-    shares = [one.name for one in table.quantities if not one.is_bits]
+    shares = [quantity.name for quantity in table.quantities if not quantity.is_bits]
     return ComparisonDesign(
         baseline, level, primary if study.compare.primary else None, secondary, known,
         None if margin is None else margin * _POINT, {} if sd is None else dict.fromkeys(shares, sd * _POINT),
@@ -231,7 +231,7 @@ def _question(
 def _declared(key: str, results: StudyResults, group: _Group, table: Results, scored: Scored) -> list[str]:
     """Return the metrics under a key of `compare` that can be compared; what is lacking is added to `scored`."""
     declared = getattr(results.study.compare, key)
-    names = [one.name for one in table.quantities]
+    names = [quantity.name for quantity in table.quantities]
     every = [*names, *_known(table), *table.left_out]
     for name in declared:
         if name in names:

@@ -89,12 +89,12 @@ class ScoreBoard:
         lost = {} if again else self.lost()
         return {
             end for end, scores in self.of.items()
-            if scores and (end in lost or all(one.presence == "there" for one in scores))
+            if scores and (end in lost or all(score.presence == "there" for score in scores))
         }  # fmt: skip
 
     def lost(self) -> dict[str, str]:
         """Return the ends of arms that cannot be scored again, as their checkpoint was deleted, and what is wrong."""
-        outdated = ((end, one) for end, scores in self.of.items() for one in scores if one.presence == "outdated")
+        outdated = ((end, score) for end, scores in self.of.items() for score in scores if score.presence == "outdated")
         return {end: f"{one.suite} is {one.why}" for end, one in outdated if end not in self._disk.states}
 
     def score(self, suite: str, node: TreeNode, checkpoint: Path) -> Score:

@@ -131,7 +131,7 @@ def reduce(arguments: argparse.Namespace) -> None:
         texts = [" ".join(f"w{rng.randrange(1000)}" for _ in range(500)) for _ in range(50)]
         before, began = peak_mb(), time.process_time()
         duplicates = find_duplicates(
-            parts, lambda numbers: [texts[one % 50] for one in numbers], Path(name) / "scratch"
+            parts, lambda numbers: [texts[number % 50] for number in numbers], Path(name) / "scratch"
         )
         cost = (time.process_time() - began) / (count * per)
     print(f"documents {count * per:,}, dropped {len(duplicates.dropped):,}, pairs compared {duplicates.compared}")
@@ -188,7 +188,7 @@ def duplicates_of(texts: Sequence[str], out: Path) -> Duplicates:
     writer.close()
     order = np.ones(len(texts), np.uint16), np.arange(len(texts), dtype=np.uint64)
     part = SignedShard(out / "signatures", lambda: order)
-    return find_duplicates([part], lambda numbers: [texts[one] for one in numbers], out / "scratch")
+    return find_duplicates([part], lambda numbers: [texts[number] for number in numbers], out / "scratch")
 
 
 def recall(arguments: argparse.Namespace) -> None:
@@ -197,7 +197,7 @@ def recall(arguments: argparse.Namespace) -> None:
     texts = [text for text in texts if len(word_spans(text)) >= 60]
     origins = rng.sample(range(len(texts)), min(len(texts), 3000))
     # J is then about 0.36 to 0.95, on both sides of the threshold.
-    copies = [changed(texts[one], rng.uniform(0.005, 0.12), rng) for one in origins]
+    copies = [changed(texts[origin], rng.uniform(0.005, 0.12), rng) for origin in origins]
     everything = [*texts, *copies]
     pairs = np.array([origins, range(len(texts), len(everything))])
     # By true similarity: a copy of a short file may be less alike than was planned.
@@ -224,7 +224,7 @@ def precision(duplicates: Duplicates, texts: Sequence[str]) -> float:
     for number in np.flatnonzero(duplicates.why == 3).tolist():
         # The work grows with the square of a cluster's size.
         others = [one for one in clusters[duplicates.root[number]] if one != number]
-        some = [texts[number], *(texts[one] for one in others)]
+        some = [texts[number], *(texts[other] for other in others)]
         pairs = np.array([[0] * len(others), range(1, len(some))])
         right += bool((exact_similarities(some, pairs, 5) >= 0.65).any())
         total += 1

@@ -121,9 +121,9 @@ def _made_text(row: Mapping[str, Any]) -> tuple[str, str]:
 def write_benchmarks(path: Path, benchmarks: Sequence[Benchmark]) -> None:
     """Write benchmarks to one file, so that all shards of a job look for the same items."""
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for one in benchmarks:
-            file.write(to_json({"suite": one.name, "digests": dict(one.digests)}) + "\n")
-            file.writelines(to_json(asdict(item)) + "\n" for item in one.items)
+        for benchmark in benchmarks:
+            file.write(to_json({"suite": benchmark.name, "digests": dict(benchmark.digests)}) + "\n")
+            file.writelines(to_json(asdict(item)) + "\n" for item in benchmark.items)
 
 
 def read_benchmarks(path: Path) -> list[Benchmark]:

@@ -78,7 +78,7 @@ class Collection:
                 fix = "run the map pass of all shards with one recipe"
                 message = f"its signatures are of another kind than those in {self.files[0].path}"
                 raise DataError(message, str(one.path), fix)
-        self.starts = np.cumsum([0, *(one.documents for one in self.files)], dtype=np.int64)
+        self.starts = np.cumsum([0, *(file.documents for file in self.files)], dtype=np.int64)
         self.total = int(self.starts[-1])
         if self.total >= _MOST:
             fix = "split the recipe by language or source, or drop more documents by filters"

@@ -178,8 +178,8 @@ class _State:
 
 
 def _identity(collection: Collection, threshold: float) -> str:
-    counts = [one.documents for one in collection.files]
-    methods = [one.method for one in collection.files[:1]]
+    counts = [file.documents for file in collection.files]
+    methods = [file.method for file in collection.files[:1]]
     places = [str(part.signatures.resolve()) for part in collection.parts]
     times = [(part.signatures / "method.json").stat().st_mtime_ns for part in collection.parts]
     return digest(to_json([threshold, counts, methods, places, times]))
