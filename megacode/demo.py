@@ -145,8 +145,8 @@ def run_demo(out: Path, layout: str, data_only: bool = False) -> int:
                 demo.console.print("\nStopped and saved. Run the same command again to resume.")
             return code
         log.info("%s: %s", title, format_seconds(time.perf_counter() - begun))
-    made = f"Data sets are in {demo.out / 'data'}" if data_only else f"Open {demo.out / 'report.html'}"
-    demo.console.print(f"\nDone in {format_seconds(time.perf_counter() - started)}. {made}")
+    next_step = f"Data sets are in {demo.out / 'data'}" if data_only else f"Open {demo.out / 'report.html'}"
+    demo.console.print(f"\nDone in {format_seconds(time.perf_counter() - started)}. {next_step}")
     return 0
 
 
@@ -254,8 +254,8 @@ class _Demo:
     def _refuse_another_layout(self) -> None:
         """Refuse a second layout in one directory: it would resume the run of the first one."""
         if self.config.exists() and yaml.safe_load(self.config.read_text())["parallel"] != LAYOUTS[self.layout]:
-            what = f"the demo in this directory has another layout than {self.layout}"
-            raise ConfigError(what, str(self.config), f"add --out runs/demo-{self.layout}, or use the same --layout")
+            message = f"the demo in this directory has another layout than {self.layout}"
+            raise ConfigError(message, str(self.config), f"add --out runs/demo-{self.layout}, or use the same --layout")
 
     def train(self) -> int:
         """Train, or resume from the newest checkpoint."""

@@ -67,16 +67,18 @@ def _machine() -> Finding:
     cores = len(os.sched_getaffinity(0))
     # The machine's. A container or a job may be allowed less.
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    found = f"{cores} cores, {format_bytes(memory)}, Python {platform.python_version()}"
-    return Finding(part="machine", found=found, path="threads per rank: cores / ranks, unless OMP_NUM_THREADS is set")
+    summary = f"{cores} cores, {format_bytes(memory)}, Python {platform.python_version()}"
+    return Finding(part="machine", found=summary, path="threads per rank: cores / ranks, unless OMP_NUM_THREADS is set")
 
 
 def _torch() -> Finding:
-    found = _version("torch")
+    installed = _version("torch")
     path = (
-        "tensors and autograd" if found else "training is not possible: install torch for this machine, then megacode"
+        "tensors and autograd"
+        if installed
+        else "training is not possible: install torch for this machine, then megacode"
     )
-    return Finding(part="torch", found=found, path=path)
+    return Finding(part="torch", found=installed, path=path)
 
 
 def _cuda() -> Finding:
@@ -87,8 +89,8 @@ def _cuda() -> Finding:
         built = f"torch is built for CUDA {torch.version.cuda}, but sees no GPU; " if torch.version.cuda else ""
         return Finding(part="CUDA", found="", path=f"{built}training runs on the CPU, with gloo")
     names = sorted({torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())})
-    found = f"{torch.version.cuda}: {torch.cuda.device_count()} x {', '.join(names)}"
-    return Finding(part="CUDA", found=found, path="training runs on the GPUs, one rank each")
+    devices = f"{torch.version.cuda}: {torch.cuda.device_count()} x {', '.join(names)}"
+    return Finding(part="CUDA", found=devices, path="training runs on the GPUs, one rank each")
 
 
 def _nccl() -> Finding:
@@ -96,8 +98,8 @@ def _nccl() -> Finding:
 
     if not (torch.cuda.is_available() and torch.distributed.is_nccl_available()):
         return Finding(part="NCCL", found="", path="collectives use gloo")
-    found = ".".join(str(part) for part in torch.cuda.nccl.version())
-    return Finding(part="NCCL", found=found, path="collectives use NCCL")
+    installed = ".".join(str(part) for part in torch.cuda.nccl.version())
+    return Finding(part="NCCL", found=installed, path="collectives use NCCL")
 
 
 def _network() -> Finding:
@@ -115,12 +117,12 @@ def _network() -> Finding:
 def _megatron() -> list[Finding]:
     from megacode.mcore import te
 
-    core, found = _version("megatron-core"), te.installed()
+    core, te_version = _version("megatron-core"), te.installed()
     return [
         Finding(part="megatron-core", found=core, path=_core()),
         _triton(),
-        Finding(part="Transformer Engine", found=found, path=_layers(te.obstacle())),
-        _apex(found),
+        Finding(part="Transformer Engine", found=te_version, path=_layers(te.obstacle())),
+        _apex(te_version),
     ]
 
 
@@ -144,9 +146,9 @@ def _core() -> str:
 
 
 def _triton() -> Finding:
-    found = _version("triton")
+    installed = _version("triton")
     # What Megatron-core lacks without it stands in its own row.
-    return Finding(part="Triton", found=found, path="kernels on GPUs" + ("" if found else "; CPUs need none"))
+    return Finding(part="Triton", found=installed, path="kernels on GPUs" + ("" if installed else "; CPUs need none"))
 
 
 def _layers(obstacle: str) -> str:
@@ -170,19 +172,19 @@ def _apex(engine: str) -> Finding:
     """Distinguish NVIDIA's apex from other packages of that name, and list the parts that are used."""
     from megacode.mcore import apex
 
-    found = apex.find()
+    package = apex.find()
     # `pip install apex` installs an unrelated package of the same name.
-    if found.kind == "other":
-        path = f"{found.place} is not NVIDIA's apex (PyPI's is a web toolkit): python -m pip uninstall apex"
+    if package.kind == "other":
+        path = f"{package.place} is not NVIDIA's apex (PyPI's is a web toolkit): python -m pip uninstall apex"
         return Finding(part="apex", found="", path=path)
-    used = ", ".join(found.used(bool(engine)))
+    used = ", ".join(package.used(bool(engine)))
     instead = "Transformer Engine and torch replace it" if engine else "torch replaces it"
     if not used and not apex.torch_adds_in_fp32():
         instead += ", except for weight gradients in one pass: update torch, or build NVIDIA's apex from source"
-    if found.kind == "none" and not found.parts:
+    if package.kind == "none" and not package.parts:
         return Finding(part="apex", found="", path=f"not needed: {instead}")
     path = f"used on GPUs for what Transformer Engine and torch lack: {used}" if used else f"not used: {instead}"
-    built = ", ".join(found.parts) or "built without its CUDA parts"
+    built = ", ".join(package.parts) or "built without its CUDA parts"
     return Finding(part="apex", found=f"{_version('apex')} ({built})".strip(), path=path)
 
 
@@ -204,9 +206,9 @@ def _dali() -> Finding:
 
 
 def _lm_eval() -> Finding:
-    found = _version("lm-eval")
-    path = "megacode evaluate" if found else "megacode evaluate needs it: pip install 'megacode[eval]'"
-    return Finding(part="lm-eval", found=found, path=path)
+    installed = _version("lm-eval")
+    path = "megacode evaluate" if installed else "megacode evaluate needs it: pip install 'megacode[eval]'"
+    return Finding(part="lm-eval", found=installed, path=path)
 
 
 def _mirrors() -> list[Finding]:
@@ -218,9 +220,9 @@ def _mirrors() -> list[Finding]:
     )
     findings = []
     for part, package, extra, setting in libraries:
-        found = _version(package)
-        path = f"used with {setting}" if found else f"optional: {setting} needs it: pip install 'megacode[{extra}]'"
-        findings.append(Finding(part=part, found=found, path=path))
+        installed = _version(package)
+        path = f"used with {setting}" if installed else f"optional: {setting} needs it: pip install 'megacode[{extra}]'"
+        findings.append(Finding(part=part, found=installed, path=path))
     return findings
 
 
@@ -236,5 +238,5 @@ def _slurm() -> Finding:
 
 def _disk(path: Path) -> Finding:
     usage = shutil.disk_usage(path)
-    found = f"{format_bytes(usage.free)} free of {format_bytes(usage.total)} at {path}"
-    return Finding(part="disk", found=found, path="runs/ is written here, unless run_dir is set")
+    space = f"{format_bytes(usage.free)} free of {format_bytes(usage.total)} at {path}"
+    return Finding(part="disk", found=space, path="runs/ is written here, unless run_dir is set")

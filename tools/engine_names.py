@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("path", type=Path, help="a checkout or git repository of Transformer Engine")
     parser.add_argument("revisions", nargs="*", help="tags, branches or commits; absent, the files as they are")
     args = parser.parse_args(argv)
-    found = 0
+    missing_count = 0
     for revision in args.revisions or [""]:
         read = _of_revision(args.path, revision) if revision else _of_folder(args.path)
         title = revision or str(args.path)
@@ -75,8 +75,8 @@ def main(argv: list[str] | None = None) -> int:
             return 2
         missing = list(missing_names(read))
         print(f"{title}: " + (f"all {len(NAMES)} names" if not missing else "missing: " + ", ".join(missing)))
-        found += len(missing)
-    return 3 if found else 0
+        missing_count += len(missing)
+    return 3 if missing_count else 0
 
 
 def missing_names(read: Read) -> Iterator[str]:
@@ -134,10 +134,10 @@ def _module(read: Read, parts: list[str]) -> tuple[ast.Module, list[str]] | None
 
 
 def _member(read: Read, module: list[str], rest: list[str]) -> set[str] | None:
-    found = _module(read, module)
-    if found is None:
+    module_found = _module(read, module)
+    if module_found is None:
         return None
-    tree, package = found
+    tree, package = module_found
     for node in ast.walk(tree):
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == rest[0] and node in tree.body:
             return _inside(node, rest[1:])

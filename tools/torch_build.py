@@ -52,9 +52,9 @@ def main() -> int:
             if len(libraries) > 3
             else ", ".join(libraries)
         )
-        what = f"torch {wheel['version']} is a CUDA build, and this machine has no NVIDIA GPU (no nvidia-smi)"
+        message = f"torch {wheel['version']} is a CUDA build, and this machine has no NVIDIA GPU (no nvidia-smi)"
         ways = OTHER_BUILDS + SAME_BUILD.format(requirement=args.requirement)
-        return refuse(f"{what}.\nIt would download gigabytes of libraries: {named}.\n{ways}")
+        return refuse(f"{message}.\nIt would download gigabytes of libraries: {named}.\n{ways}")
     return 0
 
 

@@ -61,6 +61,6 @@ def _take(record: Path, mine: ownership.Owner, path: Path, where: str) -> None:
                         os.replace(draft, record)
                         return
             if time.monotonic() > deadline:
-                what = f"several processes have been claiming {path} for {format_seconds(_PATIENCE_SECONDS)}"
-                raise ConfigError(what, where, f"end all but one of these commands, or remove {record}")
+                message = f"several processes have been claiming {path} for {format_seconds(_PATIENCE_SECONDS)}"
+                raise ConfigError(message, where, f"end all but one of these commands, or remove {record}")
             time.sleep(PAUSE_SECONDS)

@@ -208,8 +208,8 @@ def read_jsonl(path: Path, damaged: list[str] | None = None) -> list[dict[str, A
 def note_damage(path: Path, number: int, error: ValueError, damaged: list[str] | None) -> None:
     """Add a damaged line to the list, or raise where there is no list."""
     if damaged is None:
-        what = f"the line is damaged: {error}"
-        raise DataError(what, f"{path}:{number}", "restore the file from a backup, or delete this line") from None
+        message = f"the line is damaged: {error}"
+        raise DataError(message, f"{path}:{number}", "restore the file from a backup, or delete this line") from None
     damaged.append(f"{path.name}:{number}: {error}")
 
 

@@ -159,8 +159,8 @@ def _take(run: RunDir, mine: Owner, draft: Path) -> None:
                     os.replace(draft, run.lock)
                     return
         time.sleep(PAUSE_SECONDS)
-    what = f"other processes kept its lock busy for {format_seconds(PATIENCE_SECONDS)}"
-    raise LaunchError(what, str(run.lock), "check which other processes are starting this run, then start again")
+    message = f"other processes kept its lock busy for {format_seconds(PATIENCE_SECONDS)}"
+    raise LaunchError(message, str(run.lock), "check which other processes are starting this run, then start again")
 
 
 def _sweep(run: RunDir) -> None:

@@ -61,5 +61,5 @@ def refuse_if_busy(port: int, where: str = "MASTER_PORT") -> None:
             probe.bind(("", port))
             probe.listen()
         except OSError as error:
-            what = f"port {port} is in use on this machine" if error.errno == errno.EADDRINUSE else str(error)
-            raise LaunchError(what, where, fix) from None
+            message = f"port {port} is in use on this machine" if error.errno == errno.EADDRINUSE else str(error)
+            raise LaunchError(message, where, fix) from None

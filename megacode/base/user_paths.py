@@ -60,11 +60,13 @@ def explained(error: OSError) -> FileError | None:
 def _make_room(where: str) -> str:
     """Return what to do about a full disk: where to free some space, and how much there is."""
     again = "then run the same command again"
-    there = next((item for item in Path(where).absolute().parents if item.is_dir()), None) if where else None
-    if there is None:
+    existing = next((item for item in Path(where).absolute().parents if item.is_dir()), None) if where else None
+    if existing is None:
         return f"free some space, {again}"
-    free = format_bytes(shutil.disk_usage(there).free)
-    return f"free some space on the disk of {there} ({free} free without it), or choose a path on another disk; {again}"
+    free = format_bytes(shutil.disk_usage(existing).free)
+    return (
+        f"free some space on the disk of {existing} ({free} free without it), or choose a path on another disk; {again}"
+    )
 
 
 def refuse_unwritable(path: Path, where: str, directory: bool = False) -> None:

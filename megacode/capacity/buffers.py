@@ -228,9 +228,9 @@ def state_elements(place: Layout, stage: int, index: int | None) -> tuple[int, i
     matrices = {str(number): n for number, (kind, n) in enumerate(parameters) if kind in MATRICES}
     bundles = [n for kind, n in parameters if kind in _EMBEDDINGS]
     bundles.append(sum(n for kind, n in parameters if kind not in (*MATRICES, *_EMBEDDINGS)))
-    held, rank = loads(matrices, ranks), 0 if index is None or ranks == 1 else index
+    elements, rank = loads(matrices, ranks), 0 if index is None or ranks == 1 else index
     others = sum(last - first for first, last in (run_of(total, ranks, rank) for total in bundles))
-    return max(held) if index is None else held[rank], others
+    return max(elements) if index is None else elements[rank], others
 
 
 def countable(place: Layout, stage: int, index: int | None = None) -> Countable:

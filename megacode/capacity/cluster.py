@@ -143,15 +143,15 @@ def check_feasible(document: _Json) -> None:
         memory, advice = document["gpus"]["memory"], document["gpus"]["advice"]
         need, have = (f"{memory[key] / GIB:.1f} GiB" for key in ("total", "capacity"))
         # The best layout that fits, ready to paste after the command.
-        found = advice["best"][0] if advice["best"] else advice["smaller_optimizer"]
-        fix = "use " + " ".join(found["overrides"]) if found else "use more GPUs, or GPUs with more memory"
-        what = f"a rank of pipeline stage {memory['stage']} needs {need}; a {document['gpus']['gpu']} has {have}"
-        problems.append(Problem(what, "--gpus", fix))
+        layout = advice["best"][0] if advice["best"] else advice["smaller_optimizer"]
+        fix = "use " + " ".join(layout["overrides"]) if layout else "use more GPUs, or GPUs with more memory"
+        message = f"a rank of pipeline stage {memory['stage']} needs {need}; a {document['gpus']['gpu']} has {have}"
+        problems.append(Problem(message, "--gpus", fix))
     for row in document.get("dry_run", []):
         for name, counts in row["unequal"].items():
-            what = f"{name}: the dry run has {counts['built']:,}, the plan {counts['planned']:,}"
+            message = f"{name}: the dry run has {counts['built']:,}, the plan {counts['planned']:,}"
             problems.append(
-                Problem(what, f"rank {row['rank']}", "please report this: the plan's arithmetic is wrong here")
+                Problem(message, f"rank {row['rank']}", "please report this: the plan's arithmetic is wrong here")
             )
     if problems:
         raise PlanError(problems=problems)
@@ -193,11 +193,11 @@ def _advice(place: Layout, hardware: Hardware, layers: Layers, time: StepTime) -
 
 def _smaller(place: Layout, hardware: Hardware, layers: Layers) -> _Json | None:
     """Return the settings of an optimizer with which a run fits that otherwise does not; None: there are none."""
-    found = smaller_optimizer(place, hardware, layers)
-    if found is None:
+    choice = smaller_optimizer(place, hardware, layers)
+    if choice is None:
         return None
-    memory, seconds = found.best.memory.total, found.best.time.total
-    return {"settings": found.settings, "memory": memory, "seconds": seconds, "overrides": found.overrides}
+    memory, seconds = choice.best.memory.total, choice.best.time.total
+    return {"settings": choice.settings, "memory": memory, "seconds": seconds, "overrides": choice.overrides}
 
 
 def _choice(choice: LayoutCandidate, own: StepTime) -> _Json:

@@ -65,6 +65,7 @@ def padded_vocabulary(model: ModelConfig, vocab_size: int, tensor: int = 1) -> i
         vocab_size: of the tokenizer.
         tensor: tensor-parallel size.
     """
+    # As Megatron pads, so the padding grows with the tensor-parallel size.
     multiple = model.make_vocab_size_divisible_by * tensor
     return -(-vocab_size // multiple) * multiple
 
@@ -78,6 +79,7 @@ def parameter_counts(model: ModelConfig, vocab_size: int) -> ParameterCounts:
     """
     layers, hidden, heads = model.num_layers, model.hidden_size, model.num_attention_heads
     norms_per_layer = 1 if model.block == "parallel" else 2
+    # Megatron's fused matrix: the rows of queries, keys and values.
     rows = (heads + 2 * model.query_groups) * model.head_size
     return ParameterCounts(
         embedding=vocab_size * hidden,
@@ -103,6 +105,7 @@ def head_norms(model: ModelConfig, tensor: int = 1) -> tuple[int, ...]:
         return ()
     if model.qk_norm == "shared":
         return (model.head_size, model.head_size)
+    # Tensor parallelism splits heads, and the weights of their norms with them; a shared norm is whole on every rank.
     return tuple(heads * model.head_size // tensor for heads in (model.num_attention_heads, model.query_groups))
 
 
@@ -110,6 +113,7 @@ def keys_seen(model: ModelConfig, seq_length: int) -> int:
     """Return how many keys the tokens of a sequence see, their own included, summed over tokens and layers."""
     total = 0
     for layer in range(model.num_layers):
+        # The first tokens see all before them; from the window's length on, each sees a full window.
         window = min(model.window(layer) or seq_length, seq_length)
         total += window * (window + 1) // 2 + (seq_length - window) * window
     return total

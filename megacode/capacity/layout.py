@@ -44,8 +44,8 @@ class Layout:
         """
         size = self.config.parallel.model_size
         if self.gpus % size:
-            what = f"{self.gpus} is not divisible by {size}, the GPUs that hold one copy of the model"
-            raise ConfigError(what, "--gpus", f"use {neighbours(self.gpus, size)}, or change the parallel section")
+            message = f"{self.gpus} is not divisible by {size}, the GPUs that hold one copy of the model"
+            raise ConfigError(message, "--gpus", f"use {neighbours(self.gpus, size)}, or change the parallel section")
         problems = uneven_batches(self.config, self.gpus, "GPUs")
         if problems:
             raise ConfigError(problems=problems)
@@ -176,29 +176,30 @@ def uneven_batches(config: RunConfig, ranks: int, unit: str = "processes") -> li
     if not wrong:
         return []
     interleaved = f" x pipeline {group}, required by virtual_pipeline" if group > 1 else ""
-    what = f"{' and '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} not divisible by {multiple} "
-    what += f"(micro_batch_size {micro} x data parallel {copies}{interleaved})"
+    message = f"{' and '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} not divisible by {multiple} "
+    message += f"(micro_batch_size {micro} x data parallel {copies}{interleaved})"
     common, last = math.gcd(*sizes.values()), f"or make {wrong[0].rpartition(' ')[0]} "
     last += neighbours(int(wrong[0].rpartition(" ")[2]), multiple)
     # 1. A smaller micro-batch solves it: nothing about training changes.
     if common % (copies * group) == 0:
         legal_micro = nearest_divisors(common // copies // group, micro)
         fix = f"set micro_batch_size to {legal_micro}, which does not change training; "
-        return [Problem(what, "train.micro_batch_size", fix + last)]
+        return [Problem(message, "train.micro_batch_size", fix + last)]
     # 2. No number of copies would: the interleaved schedule is the obstacle.
     if common % group:
-        return [Problem(what, "parallel.virtual_pipeline", f"remove virtual_pipeline, {last}")]
+        return [Problem(message, "parallel.virtual_pipeline", f"remove virtual_pipeline, {last}")]
     # 3. Other numbers of copies, if need be with micro-batch 1.
     smaller = common % (group * micro) != 0
     legal = divisors(common // group // (1 if smaller else micro))
     near = {max(n for n in legal if n <= copies), min((n for n in legal if n >= copies), default=copies)}
     counts = " or ".join(str(n * parallel.model_size) for n in sorted(near) if n in legal)
     fix = f"use {counts} {unit}{' with micro_batch_size 1' if smaller else ''}, or more tensor or pipeline ranks; "
-    return [Problem(what, "parallel", fix + last)]
+    return [Problem(message, "parallel", fix + last)]
 
 
 def _batch_sizes(config: RunConfig) -> dict[str, int]:
     """Return the sizes that all batches of a run are sums of, by setting."""
     train, ramp = config.train, config.train.batch_ramp
     sizes = {"global_batch_size": train.global_batch_size}
+    # Every batch of a ramp is start plus a multiple of increment, so what divides these divides all.
     return sizes if ramp is None else sizes | {"batch_ramp.start": ramp.start, "batch_ramp.increment": ramp.increment}

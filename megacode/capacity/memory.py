@@ -109,8 +109,8 @@ def stage_memory(place: Layout, stage: int, hardware: Hardware, layers: Layers) 
 
 def _held_in_fp8(place: Layout, stage: int) -> int:
     """Return the bytes saved where the weights of the layers are held only in FP8."""
-    held = place.recipe is not None and place.recipe.param_gather
-    return (place.activation_bytes - 1) * rank_parameters(place, stage).in_layers if held else 0
+    gathers_fp8 = place.recipe is not None and place.recipe.param_gather
+    return (place.activation_bytes - 1) * rank_parameters(place, stage).in_layers if gathers_fp8 else 0
 
 
 def _fp8_weights(place: Layout, stage: int, hardware: Hardware) -> float:

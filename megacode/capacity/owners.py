@@ -21,20 +21,20 @@ def owners(sizes: Mapping[str, int], ranks: int) -> dict[str, int]:
     """
     # A heap of (elements, rank): on equal loads the lowest rank comes first.
     loads = [(0, rank) for rank in range(ranks)]
-    found = {}
+    rank_of = {}
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
         load, rank = loads[0]
         heapq.heapreplace(loads, (load + sizes[name], rank))
-        found[name] = rank
-    return found
+        rank_of[name] = rank
+    return rank_of
 
 
 def loads(sizes: Mapping[str, int], ranks: int) -> list[int]:
     """Return the elements that each rank owns."""
-    held = [0] * ranks
+    elements = [0] * ranks
     for name, rank in owners(sizes, ranks).items():
-        held[rank] += sizes[name]
-    return held
+        elements[rank] += sizes[name]
+    return elements
 
 
 def run_of(total: int, ranks: int, rank: int) -> tuple[int, int]:

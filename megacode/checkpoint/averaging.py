@@ -94,11 +94,11 @@ def average(
     if shape is not None:
         _check_one_trunk(sources)
         sources = _windowed(sources, length, paths[0])
-        shares = decay_weights(shape, [one.state.consumed_samples for one in sources], length)
+        shares = decay_weights(shape, [source.state.consumed_samples for source in sources], length)
     elif weights == UNIFORM:
         shares = [1 / len(sources)] * len(sources)
     else:
-        shares = _read_weights(Path(weights), [one.path for one in sources], normalize)
+        shares = _read_weights(Path(weights), [source.path for source in sources], normalize)
     return _write(sources, shares, weights if weights in _RULES else "file", length, out)
 
 
@@ -115,17 +115,18 @@ def _samples(over: Quantity, state: TrainState) -> int:
     """Return a length in samples, by the settings of the newest checkpoint; rounded up to a whole sample."""
     train = former_config(state.config).train
     if over.unit == "iterations":
+        # The full batch: a decay is at the end of a run, where a ramp is over.
         return over.count * train.global_batch_size
     return -(-over.count // (train.seq_length if over.unit == "tokens" else 1))
 
 
 def _sources(paths: Sequence[Path], in_order: bool) -> list[_Source]:
     """Open the checkpoints; those of a trunk in order of their clocks."""
-    found = {path.resolve(): path for path in map(find_checkpoint, paths)}
-    if len(found) < 2:
+    checkpoints = {path.resolve(): path for path in map(find_checkpoint, paths)}
+    if len(checkpoints) < 2:
         fix = "give two or more, or one run with --last N"
-        raise CheckpointError(f"averaging needs at least 2 checkpoints, and got {len(found)}", str(paths[0]), fix)
-    sources = [_Source(path, TrainState.read(path)) for path in found.values()]
+        raise CheckpointError(f"averaging needs at least 2 checkpoints, and got {len(checkpoints)}", str(paths[0]), fix)
+    sources = [_Source(path, TrainState.read(path)) for path in checkpoints.values()]
     return sorted(sources, key=lambda one: one.state.consumed_samples) if in_order else sources
 
 
@@ -138,14 +139,15 @@ def _check_one_trunk(sources: Sequence[_Source]) -> None:
     fix = "give checkpoints of one run, or use --weights uniform"
     for before, after in pairwise(sources):
         if before.state.consumed_samples == after.state.consumed_samples:
-            what = f"it has read as many samples as {before.path}: {after.state.consumed_samples:,}"
-            raise CheckpointError(what, str(after.path), fix)
+            message = f"it has read as many samples as {before.path}: {after.state.consumed_samples:,}"
+            raise CheckpointError(message, str(after.path), fix)
         clock = before.state.consumed_samples
         if _order(before.state, clock) != _order(after.state, clock):
             raise CheckpointError(f"it does not continue {before.path}: its data order differs", str(after.path), fix)
 
 
 def _order(state: TrainState, clock: int) -> list[str]:
+    # Equal links up to the clock mean equal windows: arms that branched later share a trunk.
     return [link["fingerprint"] for link in state.fingerprints if link["first_sample"] < clock]
 
 
@@ -153,12 +155,12 @@ def _windowed(sources: list[_Source], length: int | None, run: Path) -> list[_So
     """Return the checkpoints that a decay of some samples needs; all of them without a length."""
     if length is None:
         return sources
-    clocks = [one.state.consumed_samples for one in sources]
+    clocks = [source.state.consumed_samples for source in sources]
     first = in_window(clocks, length)
     if first is None:
         reach = clocks[-1] - clocks[0]
-        what = f"its checkpoints reach back {reach:,} samples, and the decay needs {length:,}"
-        raise CheckpointError(what, str(run), "give a shorter --over; set checkpoint.keep_every before training")
+        message = f"its checkpoints reach back {reach:,} samples, and the decay needs {length:,}"
+        raise CheckpointError(message, str(run), "give a shorter --over; set checkpoint.keep_every before training")
     return sources[first:]
 
 
@@ -168,23 +170,26 @@ def _read_weights(path: Path, checkpoints: Sequence[Path], normalize: bool) -> l
     Raises:
         ConfigError: one is missing, unknown or negative, or they do not sum to 1.
     """
-    given = read_document(path, "a YAML file of weights")
-    keys = [next((key for key in (str(one), one.name) if key in given), "") for one in checkpoints]
+    weights = read_document(path, "a YAML file of weights")
+    keys = [
+        next((key for key in (str(checkpoint), checkpoint.name) if key in weights), "") for checkpoint in checkpoints
+    ]
     missing = [str(one) for one, key in zip(checkpoints, keys, strict=True) if not key]
-    unknown = [str(key) for key in given if key not in keys]
+    unknown = [str(key) for key in weights if key not in keys]
     twice = sorted({key for key in keys if key and keys.count(key) > 1})
     fix = "write one line a checkpoint, with its name (iter_0000100) or path: its weight"
     problems = [Problem(f"it has no weight for {one}", str(path), fix) for one in missing]
     problems += [Problem(f"{key!r} is none of the checkpoints", str(path), fix) for key in unknown]
     problems += [Problem(f"several checkpoints are called {key!r}", str(path), "give their paths") for key in twice]
-    for key, value in given.items():
+    for key, value in weights.items():
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not 0 <= value < math.inf:
             problems.append(Problem(f"{value!r} is no weight", f"{path}: {key}", "write a number of at least 0"))
     if problems:
         raise ConfigError(problems=problems)
-    shares = [float(given[key]) for key in keys]
+    shares = [float(weights[key]) for key in keys]
     total = math.fsum(shares)
+    # Weights that sum to 0.9 would shrink the model: likely one was forgotten, so nothing is rescaled unasked.
     if not total or (abs(total - 1) > _SUM_TOLERANCE and not normalize):
         raise ConfigError(f"the weights sum to {total:g}, not to 1", str(path), "correct them, or add --normalize")
     return [share / total for share in shares]
@@ -193,10 +198,10 @@ def _read_weights(path: Path, checkpoints: Sequence[Path], normalize: bool) -> l
 def _write(sources: Sequence[_Source], shares: Sequence[float], rule: str, length: int | None, out: Path) -> Mean:
     for one in sources:
         check_intact(one.path)
-    readers = [Reader(one.path) for one in sources]
+    readers = [Reader(source.path) for source in sources]
     # The newest lends its state, and its names and shapes: of several with one clock, the last one given.
     lead = max(range(len(sources)), key=lambda number: (sources[number].state.consumed_samples, number))
-    about = {name: it.shape for name, it in readers[lead].tensors.items() if name.startswith(f"{WEIGHT}.")}
+    about = {name: tensor.shape for name, tensor in readers[lead].tensors.items() if name.startswith(f"{WEIGHT}.")}
     # Before any arithmetic: shapes could be broadcast without an error.
     _check_alike(sources, readers, sources[lead], about)
     parts = [(share, one.path, one.state) for share, one in zip(shares, sources, strict=True)]
@@ -248,7 +253,7 @@ def _check_alike(
     problems = []
     config = former_config(lead.state.config)
     for one, reader in zip(sources, readers, strict=True):
-        theirs = {name: it.shape for name, it in reader.tensors.items() if name.startswith(f"{WEIGHT}.")}
+        theirs = {name: tensor.shape for name, tensor in reader.tensors.items() if name.startswith(f"{WEIGHT}.")}
         for name in [name for name in {**about, **theirs} if about.get(name) != theirs.get(name)][:1]:
             ours, other = (_shape(shapes.get(name)) for shapes in (about, theirs))
             problems.append(Problem(f"{name} {other} here, and {ours} in {lead.path}", str(one.path), fix))
@@ -260,10 +265,10 @@ def _check_alike(
         ]
         hashes = {one.state.tokenizer_hash, lead.state.tokenizer_hash} - {""}
         if len(hashes) > 1:
-            what = (
+            message = (
                 f"its tokenizer is {one.state.tokenizer_hash[:12]}, and {lead.state.tokenizer_hash[:12]} in {lead.path}"
             )
-            problems.append(Problem(what, str(one.path), "average checkpoints that were trained with one tokenizer"))
+            problems.append(Problem(message, str(one.path), "average checkpoints that were trained with one tokenizer"))
     if problems:
         raise CheckpointError(problems=problems)
 

@@ -71,8 +71,11 @@ def reshard(source: Path, out: Path, *, files: int = 1, weights_only: bool = Fal
     check_out(out)
     check_intact(path)
     reader = Reader(path)
-    about = {name: it for name, it in reader.tensors.items() if not weights_only or name.startswith(f"{WEIGHT}.")}
-    sizes = {name: math.prod(it.shape) for name, it in about.items()}
+    about = {
+        name: tensor for name, tensor in reader.tensors.items() if not weights_only or name.startswith(f"{WEIGHT}.")
+    }
+    sizes = {name: math.prod(tensor.shape) for name, tensor in about.items()}
+    # More files than tensors would leave some empty.
     groups = [group for group in _dealt(sizes, files) if group]
     slots = [
         [box for name in group for box in boxes_of(name, about[name].shape, about[name].dtype)] for group in groups
@@ -127,6 +130,7 @@ def write_copy(source: TrainState, slots: Sequence[Sequence[Slot]], make: Make, 
 def boxes_of(name: str, shape: tuple[int, ...], dtype: str) -> list[Slot]:
     """Divide a tensor into boxes of complete rows, so that a bounded part of it is in memory at a time."""
     row = math.prod(shape[1:]) * SIZES[dtype]
+    # At least one row, however wide: a box of less than a row would be read in pieces.
     rows = max(1, _BOX_BYTES // max(1, row))
     starts = range(0, shape[0], rows) if shape and shape[0] > rows else []
     parts = [
@@ -159,6 +163,7 @@ def _prove(path: Path, boxes: Sequence[Slot], make: Make) -> None:
     reader = Reader(path)
     with steps(boxes, "comparing tensors") as counted:
         for slot in counted:
+            # Made a second time, which doubles the reading, but keeps only one box in memory.
             if not torch.equal(read_box(reader, slot), make(slot)):
                 raise VerificationError(
                     f"{slot.name} differs from its source after writing", str(path), "check the disk, then try again"

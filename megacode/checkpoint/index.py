@@ -146,7 +146,7 @@ def _entries(path: Path) -> Iterator[tuple[str, int]]:
         yield entry, 8 + size + about["data_offsets"][0]
 
 
-def unreadable(path: Path, what: str) -> CheckpointError:
+def unreadable(path: Path, reason: str) -> CheckpointError:
     """Return the error for a checkpoint, or one of its files, that cannot be read."""
     fix = "run `megacode checkpoint verify` on it, and check that the config has the saved model's shape"
-    return CheckpointError(f"the checkpoint cannot be read: {what}", str(path), fix)
+    return CheckpointError(f"the checkpoint cannot be read: {reason}", str(path), fix)

@@ -36,8 +36,8 @@ def of_run(run: RunDir) -> list[Path]:
     """
     paths = [run.checkpoint(iteration) for iteration in run.iterations()]
     if not paths:
-        what = "there is no checkpoint here" if run.path.exists() else "no such directory"
-        raise CheckpointError(what, str(run.path), "give the directory of a run that has saved one")
+        message = "there is no checkpoint here" if run.path.exists() else "no such directory"
+        raise CheckpointError(message, str(run.path), "give the directory of a run that has saved one")
     return paths
 
 
@@ -63,6 +63,7 @@ def _row(path: Path, is_latest: bool) -> dict[str, Any]:
 
 
 def _size(path: Path) -> int:
+    # A size that no file has, so that a missing one counts as wrong.
     return path.stat().st_size if path.exists() else -1
 
 
@@ -102,6 +103,6 @@ def newest(paths: Sequence[Path], last: int | None) -> list[Path]:
         )
     checkpoints = of_run(RunDir(paths[0]))
     if len(checkpoints) < last:
-        what, fix = f"the run has only {len(checkpoints)} checkpoints", f"give {len(checkpoints)} or fewer"
-        raise ConfigError(what, "--last", fix)
+        message, fix = f"the run has only {len(checkpoints)} checkpoints", f"give {len(checkpoints)} or fewer"
+        raise ConfigError(message, "--last", fix)
     return checkpoints[-last:]

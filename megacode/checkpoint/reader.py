@@ -139,10 +139,10 @@ class Reader:
         about = self.tensors.get(piece.name)
         if about is None:
             kind = piece.name.partition(".")[0]
-            what = f"it has no tensor {piece.name}"
+            message = f"it has no tensor {piece.name}"
             if not any(name.startswith(f"{kind}.") for name in self.tensors):
-                what = f"it contains only weights, no {kind}"
-            raise unreadable(self.path, what)
+                message = f"it contains only weights, no {kind}"
+            raise unreadable(self.path, message)
         if about.shape != piece.shape:
             raise unreadable(self.path, f"{piece.name} has the shape {about.shape}, but the model needs {piece.shape}")
 

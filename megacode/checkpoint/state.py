@@ -97,11 +97,11 @@ class TrainState:
 
     def formers(self) -> list[tuple[int, str]]:
         """Return the configs that it learned by before, in order: the clock at which each ended, and its YAML."""
-        found, config = [], self.config
+        configs, config = [], self.config
         for former in reversed(self.former_configs):
             config = config_before(former["was"], config)
-            found.append((former["consumed_samples"], config))
-        return found[::-1]
+            configs.append((former["consumed_samples"], config))
+        return configs[::-1]
 
     def merged_from(self) -> list[tuple[float, TrainState]]:
         """Return the weights and states of the checkpoints that this one is the mean of; empty: it was trained.
@@ -157,8 +157,8 @@ class TrainState:
             names = [item.name for item in fields(cls) if item.name in document or item.name not in _ADDED]
             state = cls(**{name: document[name] for name in names})
         except FileNotFoundError:
-            what = "not a checkpoint: it has no megacode.json"
-            raise CheckpointError(what, str(directory), fix) from None
+            message = "not a checkpoint: it has no megacode.json"
+            raise CheckpointError(message, str(directory), fix) from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise _damaged(path, str(error)) from None
         # Over the document as read: unknown fields of newer versions are covered too.
@@ -180,5 +180,5 @@ def _seal(document: dict[str, Any]) -> str:
     return digest(json.dumps(strict(document), sort_keys=True))
 
 
-def _damaged(path: Path, what: str) -> CheckpointError:
-    return CheckpointError(f"megacode.json is damaged: {what}", str(path), "use an earlier checkpoint")
+def _damaged(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(f"megacode.json is damaged: {reason}", str(path), "use an earlier checkpoint")

@@ -47,8 +47,8 @@ def find_checkpoint(path: Path) -> Path:
     newest = latest(RunDir(path))
     if newest is not None:
         return newest
-    what = "there is no checkpoint here" if path.exists() else "no such directory"
-    raise CheckpointError(what, str(path), _those_there(path))
+    message = "there is no checkpoint here" if path.exists() else "no such directory"
+    raise CheckpointError(message, str(path), _those_there(path))
 
 
 def _those_there(path: Path) -> str:

@@ -79,6 +79,7 @@ class Writer:
 
     def stage(self, pieces: Sequence[Piece]) -> None:
         """Copy the pieces into the region's memory; after it returns, the pieces may change."""
+        # Another piece would be written at a place that the index gives to something else.
         assert self._slots == [slot_of(piece) for piece in pieces]
         places = _places(self._blocks)
         place = next(places)
@@ -178,6 +179,7 @@ def write_region(directory: Path, region: Region, contents: Iterable[memoryview]
                     _write_at(descriptor, block, at)
                     state.update(block)
                     at += len(block)
+            # Before anyone publishes the checkpoint: a rename may reach the disk before the data.
             os.fsync(descriptor)
     finally:
         os.close(descriptor)

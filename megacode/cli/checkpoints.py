@@ -53,9 +53,9 @@ def verify(checkpoint: Checkpoint, as_json: Json = False) -> None:
         if not as_json and not row["damage"]:
             typer.echo(f"{row['path']}: intact, {format_bytes(row['bytes'])} in {row['files']} files")
     if damaged:  # raised last, so that the intact ones are listed as well
-        what = "; ".join(f"{row['path']}: {', '.join(row['damage'])}" for row in damaged)
+        message = "; ".join(f"{row['path']}: {', '.join(row['damage'])}" for row in damaged)
         fix = "a resume skips it and uses the one before; remove it, or restore it from a copy"
-        raise VerificationError(what, fix=fix)
+        raise VerificationError(message, fix=fix)
 
 
 @app.command()

@@ -45,8 +45,8 @@ def begin(config: Config, overrides: Overrides = None, accept_changed_past: Acce
     run.create()  # only now: a refused job must leave no new directory
     start = provenance.record(run, this, dump_config(parsed), os.environ, sys.argv)
     # Each job of a chain adds its RUN_DIR to what it was given: once is enough.
-    given = reversed(dict.fromkeys(reversed(overrides or [])))
-    arguments = [str(config), *given, *(["--accept-changed-past"] if accept_changed_past else [])]
+    unique = reversed(dict.fromkeys(reversed(overrides or [])))
+    arguments = [str(config), *unique, *(["--accept-changed-past"] if accept_changed_past else [])]
     continuity.begin(run, this, chosen, start / provenance.SCRIPT, arguments, start.name)
     typer.echo(str(run.path))  # the script captures standard output; logs go to standard error
 
@@ -122,7 +122,7 @@ def score(
     arguments = [str(word) for name, value in values.items() if value is not None for word in (name, value)]
     arguments += [word for task in without or [] for word in ("--without", task)]
     flags = {"--run-generated-code": run_generated_code, "--keep-exports": keep_exports}
-    arguments += [flag for flag, given in flags.items() if given]
+    arguments += [flag for flag, is_set in flags.items() if is_set]
     raise typer.Exit(score_by_job(checkpoint, suite, arguments, sbatch or []))
 
 

@@ -31,11 +31,11 @@ log = logging.getLogger(__name__)
 _NOT_HERE = {"roots": "inputs", "limit": "settings.bytes", "seed": "seed"}
 
 
-def run_with(given: Mapping[str, Any], console: Console) -> None:
+def run_with(options: Mapping[str, Any], console: Console) -> None:
     """Run a recipe, or show its plan.
 
     Args:
-        given: the options of `data corpus`.
+        options: the options of `data corpus`.
         console: where the card or the plan is printed.
 
     Raises:
@@ -43,33 +43,33 @@ def run_with(given: Mapping[str, Any], console: Console) -> None:
         DataError: an input is missing or damaged, or nothing is left of a source.
     """
     for name, key in _NOT_HERE.items():
-        if given[name] not in (None, [], ()):
+        if options[name] not in (None, [], ()):
             raise ConfigError("this option does not go with a recipe", f"--{name}", f"set {key} in the recipe instead")
-    recipe = load_recipe(given["recipe"])
-    if given["output"] is not None:
-        recipe = recipe.model_copy(update={"output": given["output"]})
-    if given["work_dir"] is not None:
-        recipe = recipe.model_copy(update={"work_dir": given["work_dir"]})
-    shard = Shard.parse(given["shard"]) if given["shard"] else None
-    if given["plan"]:
+    recipe = load_recipe(options["recipe"])
+    if options["output"] is not None:
+        recipe = recipe.model_copy(update={"output": options["output"]})
+    if options["work_dir"] is not None:
+        recipe = recipe.model_copy(update={"work_dir": options["work_dir"]})
+    shard = Shard.parse(options["shard"]) if options["shard"] else None
+    if options["plan"]:
         plan = plan_recipe(recipe, shard)
-        return print_json(plan) if given["json_"] else print_plan(plan, console)
-    processes = given["processes"]
+        return print_json(plan) if options["json_"] else print_plan(plan, console)
+    processes = options["processes"]
     if processes < 1:
         raise ConfigError(f"{processes} is not a valid number of processes", "--processes", "give 1 or more")
     # The command that makes the whole corpus: the manifest must not tell which shard ended last.
-    output = f" --output {shlex.quote(given['output'])}" if given["output"] is not None else ""
+    output = f" --output {shlex.quote(options['output'])}" if options["output"] is not None else ""
     manifest = run_recipe(
         recipe,
-        f"megacode data corpus {shlex.quote(str(given['recipe']))}{output}",
+        f"megacode data corpus {shlex.quote(str(options['recipe']))}{output}",
         shard=shard,
-        task=Shard.parse(given["task"], "--task") if given["task"] else None,
-        only=_pass(given["only"]),
+        task=Shard.parse(options["task"], "--task") if options["task"] else None,
+        only=_pass(options["only"]),
         processes=processes,
-        overwrite=given["overwrite"],
+        overwrite=options["overwrite"],
         suite_items=_suite_items,
     )
-    if given["json_"]:
+    if options["json_"]:
         print_json(manifest if manifest is not None else plan_recipe(recipe, shard)["done"])
     elif manifest is not None:
         print_card(manifest, console)
@@ -87,18 +87,17 @@ def _suite_items(name: str) -> Benchmark:
 
 
 def _pass(name: str) -> Pass | None:
-    found = [one for one in PASSES if one == name]
-    if name and not found:
+    matching = [one for one in PASSES if one == name]
+    if name and not matching:
         raise ConfigError(f"there is no pass {name!r}", "--pass", f"the passes are {', '.join(PASSES)}")
-    return found[0] if found else None
+    return matching[0] if matching else None
 
 
 def _progress(plan: Json) -> str:
-    done, shards = plan["done"], plan["shards"]
-    reduced = "done" if done["reduce"] else "not done"
-    return (
-        f"map pass: {done['map']} of {shards} shards; reduce pass: {reduced}; apply pass: {done['apply']} of {shards}"
-    )
+    finished, shards = plan["done"], plan["shards"]
+    reduced = "done" if finished["reduce"] else "not done"
+    mapped, applied = finished["map"], finished["apply"]
+    return f"map pass: {mapped} of {shards} shards; reduce pass: {reduced}; apply pass: {applied} of {shards}"
 
 
 def print_plan(plan: Json, console: Console) -> None:
@@ -122,8 +121,8 @@ def print_plan(plan: Json, console: Console) -> None:
     console.print(costs)
     console.print("complete" if plan["done"]["complete"] else _progress(plan), soft_wrap=True)
     more = len(plan["changed"]) - MOST_SHOWN
-    for what in [*plan["changed"][:MOST_SHOWN], *([f"and {more:,} more differences"] if more > 0 else [])]:
-        console.print(f"changed since the earlier call: {what}", soft_wrap=True)
+    for difference in [*plan["changed"][:MOST_SHOWN], *([f"and {more:,} more differences"] if more > 0 else [])]:
+        console.print(f"changed since the earlier call: {difference}", soft_wrap=True)
 
 
 def _steps(source: Json) -> str:

@@ -126,7 +126,7 @@ def preprocess(
     raise typer.Exit(run_tool(work))
 
 
-def _job(given: dict[str, Any], command: str) -> Any:
+def _job(options: dict[str, Any], command: str) -> Any:
     """Return what to preprocess, from the options of `preprocess`.
 
     Raises:
@@ -137,14 +137,14 @@ def _job(given: dict[str, Any], command: str) -> Any:
     from megacode.data.preprocess import PreprocessJob
 
     for name, fix in _REFUSED.items():
-        if given[name]:
+        if options[name]:
             raise ConfigError("this flag of Megatron-LM is not supported", f"--{name.replace('_', '-')}", fix)
-    if given["tokenizer_type"] not in TOKENIZER_KINDS:
-        what = f"the tokenizer type {given['tokenizer_type']!r} is not supported"
-        raise ConfigError(what, "--tokenizer-type", f"give one of {', '.join(TOKENIZER_KINDS)}")
-    if given["workers"] is not None and given["workers"] < 1:
-        what = f"{given['workers']} is not a valid number of threads"
-        raise ConfigError(what, "--workers", "give 1 or more, or leave it out")
+    if options["tokenizer_type"] not in TOKENIZER_KINDS:
+        message = f"the tokenizer type {options['tokenizer_type']!r} is not supported"
+        raise ConfigError(message, "--tokenizer-type", f"give one of {', '.join(TOKENIZER_KINDS)}")
+    if options["workers"] is not None and options["workers"] < 1:
+        message = f"{options['workers']} is not a valid number of threads"
+        raise ConfigError(message, "--workers", "give 1 or more, or leave it out")
     # Options that `Job` takes under the same name.
     same = (
         "output_prefix",
@@ -158,13 +158,13 @@ def _job(given: dict[str, Any], command: str) -> Any:
         "work_dir",
     )
     return PreprocessJob(
-        inputs=tuple(given["input_files"]),
-        tokenizer=TokenizerConfig(kind=TOKENIZER_KINDS[given["tokenizer_type"]], path=given["tokenizer_model"]),
-        keys=tuple(given["json_keys"]),
+        inputs=tuple(options["input_files"]),
+        tokenizer=TokenizerConfig(kind=TOKENIZER_KINDS[options["tokenizer_type"]], path=options["tokenizer_model"]),
+        keys=tuple(options["json_keys"]),
         command=command,
-        shard=Shard.parse(given["shard"]) if given["shard"] else None,
-        overwrite=given["overwrite"],
-        **{name: given[name] for name in same},
+        shard=Shard.parse(options["shard"]) if options["shard"] else None,
+        overwrite=options["overwrite"],
+        **{name: options[name] for name in same},
     )
 
 

@@ -31,24 +31,24 @@ _OF_RECIPES = {
 }
 
 
-def collect_with_bars(given: Mapping[str, Any]) -> None:
+def collect_with_bars(options: Mapping[str, Any]) -> None:
     """Collect a corpus; show progress and a summary on standard error.
 
     Args:
-        given: the options `output`, `roots`, `limit`, `seed` and `overwrite`; others belong to recipes.
+        options: the options `output`, `roots`, `limit`, `seed` and `overwrite`; others belong to recipes.
 
     Raises:
         ConfigError: an option, a limit, a root or the output cannot be used.
         DataError: a source that was asked for got no document.
     """
     for name, flag in _OF_RECIPES.items():
-        if given[name]:
+        if options[name]:
             raise ConfigError("this option needs a recipe", flag, "give a recipe's YAML file before the options")
-    if given["output"] is None:
+    if options["output"] is None:
         raise ConfigError("there is neither a recipe nor an output", "--output", "give a recipe, or --output DIR")
-    output = Path(given["output"])
+    output = Path(options["output"])
     refuse_unwritable(output, "--output", directory=True)
-    limits = read_limits(given["limit"] or [])
+    limits = read_limits(options["limit"] or [])
     # A bar counts bytes towards its source's limit. A source with limit 0 is switched off, and has none.
     columns = TextColumn("{task.description:8}"), BarColumn(), DownloadColumn(), TimeElapsedColumn()
     with new_progress(*columns) as bars:
@@ -58,7 +58,9 @@ def collect_with_bars(given: Mapping[str, Any]) -> None:
             bars.update(tasks[source], completed=done)
 
         with claimed(output, "--output"):
-            report = collect(output, given["roots"], limits, given["seed"] or 0, advance, overwrite=given["overwrite"])
+            report = collect(
+                output, options["roots"], limits, options["seed"] or 0, advance, overwrite=options["overwrite"]
+            )
     Console(stderr=True).print(_table(report))
 
 
@@ -69,14 +71,14 @@ def read_limits(settings: Sequence[str]) -> dict[str, int]:
         ConfigError: a setting has another form, or a source is given twice.
     """
     # Whether a source of that name exists is checked by `collect`, which knows them all.
-    limits, given = dict(DEFAULT_BYTES), set[str]()
+    limits, named = dict(DEFAULT_BYTES), set[str]()
     for setting in settings:
         source, separator, size = setting.partition("=")
         if not separator:
             raise ConfigError(f"{setting!r} is not SOURCE=BYTES", "--limit", "write for example --limit code=50M")
-        if source in given:
+        if source in named:
             raise ConfigError(f"the limit of {source} is given twice", "--limit", "give it once")
-        given.add(source)
+        named.add(source)
         try:
             limits[source] = parse_count(size)
         except ValueError as error:

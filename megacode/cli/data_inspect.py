@@ -94,9 +94,9 @@ def write_card(
     if verify:
         manifests.check(prefix, whole=True)
         IndexedDataset(prefix).verify()
-    made = data_set_card(prefix, tokenizer, benchmarks, command)
-    write_text(page, render_data_set_card(made))
-    print_data_set_card(made, console)
+    card = data_set_card(prefix, tokenizer, benchmarks, command)
+    write_text(page, render_data_set_card(card))
+    print_data_set_card(card, console)
     console.print(f"{page}: the same as a page", soft_wrap=True)
 
 

@@ -83,13 +83,13 @@ def train_tokenizer(
 
         sizes, most = _sizes(vocab_size, output), _count("--max-bytes", max_bytes)
         chosen = sources_of(input_files, sources)
-        made = train(
+        trained = train(
             kind, chosen, sizes, json_keys, most, overwrite, seed=seed, reserve=reserve, skip_bad=skip_bad_lines
         )
-        for one in made:
+        for one in trained:
             message = "%s: %d tokens, hash %s"
             _LOG.info(message, one.tokenizer.path, one.tokenizer.vocab_size, one.tokenizer.hash[:12])
-        drawn, measured = made[0].drawn, [one.measured for one in made]
+        drawn, measured = trained[0].drawn, [one.measured for one in trained]
         if json_:
             print_json(as_json(drawn, measured, seed))
         else:
@@ -145,18 +145,18 @@ def compare_tokenizers(
     raise typer.Exit(run_tool(work))
 
 
-def _sizes(given: Sequence[str], outputs: Sequence[Path]) -> dict[int, Path]:
+def _sizes(texts: Sequence[str], outputs: Sequence[Path]) -> dict[int, Path]:
     """Return the directory of each vocabulary size.
 
     Raises:
         ConfigError: a size is not a number or given twice, or there are not as many directories.
     """
-    sizes = [_count("--vocab-size", part) for text in given for part in text.split(",") if part]
+    sizes = [_count("--vocab-size", part) for text in texts for part in text.split(",") if part]
     if len(set(sizes)) < len(sizes):
         raise ConfigError("a vocabulary size is given twice", "--vocab-size", "give each size once")
     if len(sizes) != len(outputs):
-        what = f"there are {len(sizes)} vocabulary sizes and {len(outputs)} directories"
-        raise ConfigError(what, "--output", "give one directory for each size, in the same order")
+        message = f"there are {len(sizes)} vocabulary sizes and {len(outputs)} directories"
+        raise ConfigError(message, "--output", "give one directory for each size, in the same order")
     return dict(zip(sizes, outputs, strict=True))
 
 

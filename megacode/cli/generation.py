@@ -72,7 +72,7 @@ def generate(
             _stream_all(texts)
 
 
-def _prompt(given: str | None, file: Path | None) -> str | None:
+def _prompt(prompt: str | None, file: Path | None) -> str | None:
     """Return the prompt; None if it is to be read line by line from a terminal.
 
     The final line end of a file or a pipe is not part of the prompt.
@@ -81,10 +81,10 @@ def _prompt(given: str | None, file: Path | None) -> str | None:
         ConfigError: two prompts are given, or standard input is empty.
         DataError: the prompt cannot be read.
     """
-    if given is not None and file is not None:
+    if prompt is not None and file is not None:
         raise ConfigError("two prompts are given", "--prompt and --prompt-file", "give one of them")
-    if given is not None:
-        return given
+    if prompt is not None:
+        return prompt
     if file is None and sys.stdin is not None and sys.stdin.isatty():
         return None
     where = str(file) if file else "standard input"

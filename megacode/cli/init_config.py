@@ -179,10 +179,10 @@ class NewConfig:
         if self.wanted >= batch:
             return round(self.wanted / batch) if self.options.tokens else self.wanted // batch  # the plan rounds, too
         if self.options.tokens:
-            what = f"{self.options.tokens} is less than one batch of {batch:,} tokens"
-            raise ConfigError(what, "--tokens", f"give --tokens {batch} or more, or a smaller --seq-length")
-        what = f"the data sets have {self.wanted:,} tokens for training, less than one batch of {batch:,}"
-        raise DataError(what, "--data", "use larger data sets, or a smaller --seq-length")
+            message = f"{self.options.tokens} is less than one batch of {batch:,} tokens"
+            raise ConfigError(message, "--tokens", f"give --tokens {batch} or more, or a smaller --seq-length")
+        message = f"the data sets have {self.wanted:,} tokens for training, less than one batch of {batch:,}"
+        raise DataError(message, "--data", "use larger data sets, or a smaller --seq-length")
 
     @property
     def passes(self) -> float:
@@ -204,8 +204,8 @@ def compose(options: InitOptions) -> NewConfig:
     """
     # What costs nothing to check comes first; opening data sets and the tokenizer takes seconds.
     if not _RUN_NAME.fullmatch(options.name):
-        what = f"the run's name {options.name!r} may only hold letters, digits, ., - and _"
-        raise ConfigError(what, "--name", "give for example --name first-run")
+        message = f"the run's name {options.name!r} may only hold letters, digits, ., - and _"
+        raise ConfigError(message, "--name", "give for example --name first-run")
     known = presets()
     if options.model and options.model not in known:
         raise ConfigError(f"there is no preset {options.model!r}", "--model", did_you_mean(options.model, list(known)))

@@ -37,14 +37,14 @@ class DataSet:
     has_manifest: bool
 
 
-def read_data_sets(given: Sequence[str], tokenizer: TokenizerConfig) -> tuple[list[DataSet], Tokenizer]:
+def read_data_sets(arguments: Sequence[str], tokenizer: TokenizerConfig) -> tuple[list[DataSet], Tokenizer]:
     """Read the data sets of `--data NAME=PREFIX`, and their tokenizer.
 
     Raises:
         ConfigError: invalid names.
         DataError: data sets that are missing, damaged or made by another tokenizer, all at once.
     """
-    named = _named(given)
+    named = _named(arguments)
     made_with = load_tokenizer(tokenizer)
     data_sets: list[DataSet] = []
     problems: list[Problem] = []
@@ -60,21 +60,21 @@ def read_data_sets(given: Sequence[str], tokenizer: TokenizerConfig) -> tuple[li
     return data_sets, made_with
 
 
-def _foreign(name: str, prefix: str, manifest: manifests.Manifest | None, given: Tokenizer) -> list[Problem]:
+def _foreign(name: str, prefix: str, manifest: manifests.Manifest | None, run_tokenizer: Tokenizer) -> list[Problem]:
     """Return a problem if another tokenizer made the data set; its token ids would mean other words."""
     try:
-        manifests.check_tokenizer(prefix, manifest, given.hash)
+        manifests.check_tokenizer(prefix, manifest, run_tokenizer.hash)
     except DataError as error:
         fix = "give --tokenizer the one that made it, or preprocess it again with this one"
         return [Problem(problem.what, f"--data {name}={prefix}", fix) for problem in error.problems]
     return []
 
 
-def _named(given: Sequence[str]) -> dict[str, str]:
+def _named(arguments: Sequence[str]) -> dict[str, str]:
     """Return prefixes by source name, from `NAME=PREFIX`."""
     problems: list[Problem] = []
     named: dict[str, str] = {}
-    for text in given:
+    for text in arguments:
         name, equals, prefix = text.partition("=")
         where = f"--data {text}"
         if not equals or not prefix:
@@ -83,8 +83,8 @@ def _named(given: Sequence[str]) -> dict[str, str]:
             )
         elif not _NAME.fullmatch(name):
             legal = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-_") or "text"
-            what = f"the name {name!r} may only hold letters, digits, - and _"
-            problems.append(Problem(what, where, f"write for example --data {legal}={prefix}"))
+            message = f"the name {name!r} may only hold letters, digits, - and _"
+            problems.append(Problem(message, where, f"write for example --data {legal}={prefix}"))
         elif name in named:
             problems.append(Problem(f"the name {name!r} is given twice", where, "give each data set a name of its own"))
         named[name] = os.path.expanduser(prefix)  # shells do not expand a ~ after NAME=

@@ -131,12 +131,12 @@ def _show_texts(parsed: RunConfig, first: int, count: int, as_json: bool) -> Non
 
     from megacode.planning.sample_text import decoded_rows, shortened
 
-    found = decoded_rows(parsed, first, count)
+    decoded = decoded_rows(parsed, first, count)
     if as_json:
-        print_json({"samples": [row | {"pieces": [asdict(piece) for piece in pieces]} for row, pieces in found]})
+        print_json({"samples": [row | {"pieces": [asdict(piece) for piece in pieces]} for row, pieces in decoded]})
         return
     out = console()
-    for row, pieces in found:
+    for row, pieces in decoded:
         facts = ", ".join(f"{name} {row[name]}" for name in ("sample", "phase", "source", "epoch", "window"))
         out.print(Text(facts, style="bold"), soft_wrap=True)
         for number, piece in enumerate(pieces):

@@ -73,11 +73,11 @@ def arms(
 
     wanted = check_places(place or PLACES)
     grid = build_grid(load_study(study), study)
-    found = place_arms(grid, from_arm, wanted, source or (), keep or ())
+    placed = place_arms(grid, from_arm, wanted, source or (), keep or ())
     if as_json:
-        print_json(placed_document(grid, from_arm, found))
+        print_json(placed_document(grid, from_arm, placed))
     else:
-        typer.echo(written(grid, from_arm, found), nl=False)
+        typer.echo(written(grid, from_arm, placed), nl=False)
 
 
 @app.command()

@@ -46,9 +46,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     layers = read_layers(Path(path))
     raw: dict[str, Any] = {}
     for layer in reversed(layers):
+        # Copied, since overrides write into `raw`, and messages look up in the layers where a setting came from.
         raw = merge(raw, copy.deepcopy(layer.document))
-    given, unusable = apply_overrides(raw, overrides, lambda text: yaml.load(text, Loader=StrictYamlLoader))
-    return validate(raw, Origins(layers, given), unusable)
+    paths, unusable = apply_overrides(raw, overrides, lambda text: yaml.load(text, Loader=StrictYamlLoader))
+    return validate(raw, Origins(layers, paths), unusable)
 
 
 def validate(raw: dict[str, Any], origins: Origins | str, unusable: Sequence[Problem] = ()) -> RunConfig:
@@ -90,6 +91,7 @@ def _broken_phase_rules(config: RunConfig) -> Iterator[Problem]:
 
 def dump_config(config: RunConfig) -> str:
     """Return the resolved config as YAML, which `load_config` reads back to an equal config."""
+    # Defaults are written out: a later version with other defaults resumes the run as it was.
     document = config.model_dump(mode="json", by_alias=True, exclude_none=True)
     return yaml.safe_dump(_written(document), sort_keys=False, allow_unicode=True, width=120)
 
@@ -144,8 +146,8 @@ def read_document(path: Path, wanted: str = "a run's YAML config") -> dict[str, 
     except UnicodeDecodeError:
         raise ConfigError("not a UTF-8 text file", str(path), f"give the path of {wanted}") from None
     except OSError as error:
-        what = f"cannot be read: {error.strerror}"
-        raise ConfigError(what, str(path), f"give the path of {wanted}") from None
+        message = f"cannot be read: {error.strerror}"
+        raise ConfigError(message, str(path), f"give the path of {wanted}") from None
     document = parse_yaml(text, str(path))
     if not isinstance(document, dict):
         raise ConfigError("the file holds no settings", str(path), "start from a file in examples/")

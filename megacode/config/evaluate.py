@@ -22,6 +22,7 @@ Backend = Literal["hf", "vllm"]
 
 def _read_wait(value: Any) -> float:
     """Read a duration, or 0."""
+    # `parse_seconds` refuses 0, which is a mistake in every other duration.
     return 0.0 if value in (0, "0") else parse_seconds(value)
 
 
@@ -65,4 +66,5 @@ class Evaluate(Frozen):
     @property
     def suite_is_a_file(self) -> bool:
         """Whether the suite is a user's own file, not one that ships with megacode."""
+        # As `load_suite` decides it: a user's file may have the name of a shipped suite.
         return self.suite.endswith(SUITE_FILES)

@@ -36,17 +36,17 @@ def what_is_scored_can_be_exported(config: RunConfig) -> Iterator[Problem]:
     if evaluate is None:
         return
     if config.tokenizer is None:
-        what = "scoring needs an exported model, and an export needs a tokenizer"
-        yield Problem(what, "evaluate", "add tokenizer: {kind: huggingface, path: DIR}, or remove evaluate")
+        message = "scoring needs an exported model, and an export needs a tokenizer"
+        yield Problem(message, "evaluate", "add tokenizer: {kind: huggingface, path: DIR}, or remove evaluate")
     if evaluate.suite not in MADE_SUITES:
         return
     # One of the three is enough: tasks of the others are left out.
     if evaluate.suite == "demo" and not set(DEMO_SOURCES) & set(config.sources):
-        what = f"the demo suite needs a source named one of {', '.join(DEMO_SOURCES)}, and this run has none"
-        yield Problem(what, "evaluate.suite", "use a suite of your own, suite: FILE.yaml, or rename a source")
+        message = f"the demo suite needs a source named one of {', '.join(DEMO_SOURCES)}, and this run has none"
+        yield Problem(message, "evaluate.suite", "use a suite of your own, suite: FILE.yaml, or rename a source")
     if not config.validation.fraction:
-        what = f"the suite {evaluate.suite} needs held-out documents, and none are held out"
-        yield Problem(what, "validation.fraction", "set it to 0.5% or more, or choose another evaluate.suite")
+        message = f"the suite {evaluate.suite} needs held-out documents, and none are held out"
+        yield Problem(message, "validation.fraction", "set it to 0.5% or more, or choose another evaluate.suite")
 
 
 def only_jobs_take_sbatch_options(config: RunConfig) -> Iterator[Problem]:

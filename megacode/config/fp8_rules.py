@@ -20,6 +20,7 @@ def fp8_divides_the_matrices(config: RunConfig) -> Iterator[Problem]:
     # Q, K and V are rows of one fused matrix. K and V have equal size, so 8 for each makes 16.
     heads = model.num_attention_heads * model.head_size // tensor
     sides = (
+        # The only dimension that tensor parallelism leaves whole; it splits the MLP's width and the heads.
         ("hidden_size", model.hidden_size, 16),
         ("ffn_hidden_size", model.ffn_hidden_size, 16 * tensor),
         ("kv_channels", heads, 16),
@@ -27,16 +28,16 @@ def fp8_divides_the_matrices(config: RunConfig) -> Iterator[Problem]:
     )
     for name, value, divisor in sides:
         if value % divisor:
-            what = f"FP8 needs multiples of 16 on each rank: {name} gives {value}, not divisible by {divisor}"
+            message = f"FP8 needs multiples of 16 on each rank: {name} gives {value}, not divisible by {divisor}"
             smaller = "a smaller parallel.tensor, " if tensor > 1 else ""
             fix = f"use {smaller}{name} {neighbours(value, divisor)}, or precision.fp8: none"
-            yield Problem(what, f"model.{name}", fix)
+            yield Problem(message, f"model.{name}", fix)
     # The token dimension is the inner one of the weight gradient's product.
     tokens = config.train.seq_length // config.parallel.context
     if tokens % 8:
-        what = f"FP8 needs multiples of 8 tokens, and a rank holds {tokens} tokens of a sequence"
+        message = f"FP8 needs multiples of 8 tokens, and a rank holds {tokens} tokens of a sequence"
         yield Problem(
-            what, "train.seq_length", f"use {neighbours(config.train.seq_length, 8 * config.parallel.context)}"
+            message, "train.seq_length", f"use {neighbours(config.train.seq_length, 8 * config.parallel.context)}"
         )
 
 
@@ -46,11 +47,11 @@ def fp8_leaves_layers(config: RunConfig) -> Iterator[Problem]:
         kept = recipe.num_layers_at_start_in_bf16 + recipe.num_layers_at_end_in_bf16
         where = "precision.fp8.num_layers_at_start_in_bf16"
         if kept and recipe.recipe == "delayed":
-            what = "recipe delayed updates the scales of all blocks together, so none can stay in bf16"
-            yield Problem(what, where, "use recipe: tensorwise, or set both numbers of bf16 blocks to 0")
+            message = "recipe delayed updates the scales of all blocks together, so none can stay in bf16"
+            yield Problem(message, where, "use recipe: tensorwise, or set both numbers of bf16 blocks to 0")
         elif kept >= config.model.num_layers:
-            what = f"{kept} blocks would stay in bf16, and the model has only {config.model.num_layers}"
-            yield Problem(what, where, "keep fewer blocks in bf16, or set precision.fp8: none")
+            message = f"{kept} blocks would stay in bf16, and the model has only {config.model.num_layers}"
+            yield Problem(message, where, "keep fewer blocks in bf16, or set precision.fp8: none")
 
 
 def fp8_parameters_stay_fp8(config: RunConfig) -> Iterator[Problem]:
@@ -61,9 +62,10 @@ def fp8_parameters_stay_fp8(config: RunConfig) -> Iterator[Problem]:
     # It is the distributed optimizer that keeps fp32 masters apart from the parameters.
     if not config.parallel.distributed_optimizer:
         yield Problem("param_gather needs the distributed optimizer", where, "set parallel.distributed_optimizer: true")
+    # Megatron-core reads `param_gather` only when it builds the model, so a phase cannot switch it.
     if len({config.fp8_in(phase) for phase in config.phases}) > 1:
-        what = "param_gather needs one FP8 recipe for the whole run, and the phases use different ones"
-        yield Problem(what, where, "give all phases the same fp8, or set param_gather: false")
+        message = "param_gather needs one FP8 recipe for the whole run, and the phases use different ones"
+        yield Problem(message, where, "give all phases the same fp8, or set param_gather: false")
     if config.precision.dtype != "bf16":
         yield Problem(
             "param_gather does not work with dtype fp32", where, "set precision.dtype: bf16, or param_gather: false"

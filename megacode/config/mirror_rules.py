@@ -34,8 +34,8 @@ def the_tracking_server_is_an_address(config: RunConfig) -> Iterator[Problem]:
     parts = _split(section.tracking_uri)
     if parts is None or (parts.scheme in ("", "file") and section.tracking_uri != "databricks"):
         fix = "give for example https://mlflow.example.org or sqlite:///mlflow.db"
-        what = f"{section.tracking_uri!r} is no address of a server or database"
-        yield Problem(what, "metrics.mlflow.tracking_uri", fix)
+        message = f"{section.tracking_uri!r} is no address of a server or database"
+        yield Problem(message, "metrics.mlflow.tracking_uri", fix)
 
 
 def the_collector_is_an_address(config: RunConfig) -> Iterator[Problem]:

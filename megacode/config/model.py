@@ -129,6 +129,7 @@ class ModelConfig(Frozen):
     @property
     def rotary_share(self) -> Fraction:
         """`rotary_percent` as a fraction: 0.3 of 80 channels is exactly 24."""
+        # As a float, 0.29 * 100 is a little less than 29, and `int` would lose a channel.
         return Fraction(self.rotary_percent).limit_denominator(_LARGEST_SHARE)
 
     def window(self, layer: int) -> int | None:
@@ -143,6 +144,7 @@ class ModelConfig(Frozen):
     def scales(self, layer: int) -> bool:
         """Return whether a layer's rotary positions are scaled."""
         scaling = self.rotary_scaling
+        # A layer without positions has no wavelengths, whatever `layers` says.
         chosen = scaling is not None and (scaling.layers == "all" or self.window(layer) is None)
         return chosen and self.rotates(layer)
 

@@ -26,11 +26,13 @@ def heads_divide_the_width(config: RunConfig) -> Iterator[Problem]:
     model = config.model
     heads, hidden = model.num_attention_heads, model.hidden_size
     if model.kv_channels is None and hidden % heads:
-        what = f"hidden_size {hidden} is not divisible by num_attention_heads {heads}"
-        yield Problem(what, "model.hidden_size", f"use {neighbours(hidden, heads)}, or give model.kv_channels")
+        message = f"hidden_size {hidden} is not divisible by num_attention_heads {heads}"
+        yield Problem(message, "model.hidden_size", f"use {neighbours(hidden, heads)}, or give model.kv_channels")
+    # Only where the division works: otherwise the head size would be rounded, and this a second message for one
+    # mistake.
     elif model.head_size % 2:
-        what = f"a head has {model.head_size} channels, and rotary positions need an even number"
-        yield Problem(what, "model.kv_channels", f"use {neighbours(model.head_size, 2)}, or another number of heads")
+        message = f"a head has {model.head_size} channels, and rotary positions need an even number"
+        yield Problem(message, "model.kv_channels", f"use {neighbours(model.head_size, 2)}, or another number of heads")
 
 
 def groups_divide_the_heads(config: RunConfig) -> Iterator[Problem]:
@@ -39,40 +41,41 @@ def groups_divide_the_heads(config: RunConfig) -> Iterator[Problem]:
     heads, groups = config.model.num_attention_heads, config.model.query_groups
     if heads % groups:
         legal = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
-        what = f"num_attention_heads {heads} is not divisible by num_query_groups {groups}"
-        yield Problem(what, "model.num_query_groups", f"use one of {legal}")
+        message = f"num_attention_heads {heads} is not divisible by num_query_groups {groups}"
+        yield Problem(message, "model.num_query_groups", f"use one of {legal}")
 
 
 def norms_fit_the_block(config: RunConfig) -> Iterator[Problem]:
     """RMSNorm has no bias, and norms after attention and MLP need a block where these follow each other."""
     model = config.model
     if model.norm_bias and model.normalization == "RMSNorm":
-        what = "norm_bias is set, and RMSNorm has no bias"
-        yield Problem(what, "model.norm_bias", "set normalization: LayerNorm, or norm_bias: false")
+        message = "norm_bias is set, and RMSNorm has no bias"
+        yield Problem(message, "model.norm_bias", "set normalization: LayerNorm, or norm_bias: false")
     if model.norm_placement == "after" and model.block == "parallel":
-        what = "norm_placement after needs block sequential: the branches of a parallel block read one norm"
-        yield Problem(what, "model.norm_placement", "set block: sequential, or norm_placement: before")
+        message = "norm_placement after needs block sequential: the branches of a parallel block read one norm"
+        yield Problem(message, "model.norm_placement", "set block: sequential, or norm_placement: before")
 
 
 def a_window_has_sliding_layers(config: RunConfig) -> Iterator[Problem]:
     """`sliding_window` and sliding layers come together."""
     pattern, window = config.model.attention_pattern, config.model.sliding_window
     if window is None and "sliding" in pattern:
-        what = "attention_pattern has sliding layers, and sliding_window is not given"
-        yield Problem(what, "model.sliding_window", "add sliding_window: 4096, or remove attention_pattern")
+        message = "attention_pattern has sliding layers, and sliding_window is not given"
+        yield Problem(message, "model.sliding_window", "add sliding_window: 4096, or remove attention_pattern")
     elif window is not None and "sliding" not in pattern:
-        what = f"sliding_window {window} is given, and attention_pattern has no sliding layer"
-        yield Problem(what, "model.attention_pattern", "add attention_pattern: [sliding], or remove sliding_window")
+        message = f"sliding_window {window} is given, and attention_pattern has no sliding layer"
+        yield Problem(message, "model.attention_pattern", "add attention_pattern: [sliding], or remove sliding_window")
 
 
 def patterns_fit_the_layers(config: RunConfig) -> Iterator[Problem]:
     """A pattern longer than the model would have entries without a layer."""
     model = config.model
     for name in ("attention_pattern", "rotary_pattern"):
+        # A shorter pattern is repeated, also where its length does not divide the number of layers.
         length = len(getattr(model, name))
         if length > model.num_layers:
-            what = f"{name} has {length} entries, and the model only {model.num_layers} layers"
-            yield Problem(what, f"model.{name}", f"give at most {model.num_layers} entries; they are repeated")
+            message = f"{name} has {length} entries, and the model only {model.num_layers} layers"
+            yield Problem(message, f"model.{name}", f"give at most {model.num_layers} entries; they are repeated")
 
 
 def rotating_channels_are_pairs(config: RunConfig) -> Iterator[Problem]:
@@ -83,8 +86,8 @@ def rotating_channels_are_pairs(config: RunConfig) -> Iterator[Problem]:
     if head < 2 or head % 2 or (head * share >= 2 and head * share % 2 == 0):
         return
     near = max(2, 2 * round(head * share / 2))
-    what = f"rotary_percent {model.rotary_percent:g} of {head} channels is not an even number of them"
-    yield Problem(what, "model.rotary_percent", f"use {near / head:g}, which is {near} channels")
+    message = f"rotary_percent {model.rotary_percent:g} of {head} channels is not an even number of them"
+    yield Problem(message, "model.rotary_percent", f"use {near / head:g}, which is {near} channels")
 
 
 def scaling_has_its_settings(config: RunConfig) -> Iterator[Problem]:
@@ -95,21 +98,23 @@ def scaling_has_its_settings(config: RunConfig) -> Iterator[Problem]:
     needed, kind = _NEEDED[scaling.kind], scaling.kind
     allowed = (*needed, *_OPTIONAL[kind])
     for name in dict.fromkeys(name for table in (_NEEDED, _OPTIONAL) for names in table.values() for name in names):
-        given = getattr(scaling, name) is not None
-        if given and name not in allowed:
+        is_set = getattr(scaling, name) is not None
+        if is_set and name not in allowed:
             yield Problem(f"kind {kind} has no {name}", f"{where}.{name}", "remove it")
-        if not given and name in needed:
+        if not is_set and name in needed:
             yield Problem(f"kind {kind} needs {name}", f"{where}.{name}", f"add {name}")
     yield from _ordered(scaling.low_frequency_factor, scaling.high_frequency_factor, "high_frequency_factor")
     if kind == "yarn":
         if config.model.rotary_base <= 1:
-            what = f"kind yarn needs rotary_base above 1, and it is {config.model.rotary_base:g}"
-            yield Problem(what, "model.rotary_base", "give more than 1")
+            message = f"kind yarn needs rotary_base above 1, and it is {config.model.rotary_base:g}"
+            yield Problem(message, "model.rotary_base", "give more than 1")
+        # One of the two may be absent: what it is compared with is then the default.
         slow, fast = scaling.beta_slow or YARN_BETA_SLOW, scaling.beta_fast or YARN_BETA_FAST
         yield from _ordered(slow, fast, "beta_fast")
+    # A setting that reaches no layer trains the same model as none: most likely it was meant for other layers.
     if not any(config.model.scales(layer) for layer in range(config.model.num_layers)):
-        what = "rotary_scaling is given, and no layer has scaled rotary positions"
-        yield Problem(what, where, "remove it, or change layers, rotary_pattern or attention_pattern")
+        message = "rotary_scaling is given, and no layer has scaled rotary positions"
+        yield Problem(message, where, "remove it, or change layers, rotary_pattern or attention_pattern")
 
 
 def _ordered(low: float | None, high: float | None, name: str) -> Iterator[Problem]:

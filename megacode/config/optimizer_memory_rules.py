@@ -16,33 +16,35 @@ def reduced_states_need_bf16_weights(config: RunConfig) -> Iterator[Problem]:
     """With fp32 weights nothing is stored apart from them, so there is nothing to store in less."""
     reduced = config.precision.reduced
     if reduced and config.precision.dtype == "fp32":
-        what = f"{first_reduced(config.precision)} need bf16 weights, and precision.dtype is fp32"
-        yield Problem(what, f"precision.{reduced[0]}", f"set precision.dtype: bf16, or {_all_fp32(reduced)}")
+        message = f"{first_reduced(config.precision)} need bf16 weights, and precision.dtype is fp32"
+        yield Problem(message, f"precision.{reduced[0]}", f"set precision.dtype: bf16, or {_all_fp32(reduced)}")
 
 
 def reduced_states_need_sharding(config: RunConfig) -> Iterator[Problem]:
     """Megatron-core offers such states in its distributed optimizer only; it works on one GPU too."""
     reduced = config.precision.reduced
     if reduced and not config.parallel.distributed_optimizer:
-        what = f"{first_reduced(config.precision)} need the distributed optimizer"
+        message = f"{first_reduced(config.precision)} need the distributed optimizer"
         fix = f"set parallel.distributed_optimizer: true (on one GPU too), or {_all_fp32(reduced)}"
-        yield Problem(what, f"precision.{reduced[0]}", fix)
+        yield Problem(message, f"precision.{reduced[0]}", fix)
 
 
 def reduced_states_are_adams(config: RunConfig) -> Iterator[Problem]:
     """Muon's momentum and masters are fp32, and its gradients are summed over ranks as a whole."""
     reduced = config.precision.reduced
     if reduced and config.uses_muon:
-        what = f"{first_reduced(config.precision)} need AdamW, and a phase trains with Muon"
-        yield Problem(what, f"precision.{reduced[0]}", f"use optimizer: adamw in all phases, or {_all_fp32(reduced)}")
+        message = f"{first_reduced(config.precision)} need AdamW, and a phase trains with Muon"
+        yield Problem(
+            message, f"precision.{reduced[0]}", f"use optimizer: adamw in all phases, or {_all_fp32(reduced)}"
+        )
 
 
 def reduced_states_need_bf16_matrices(config: RunConfig) -> Iterator[Problem]:
     """Where matrices are held only in FP8, Megatron-core keeps whole fp32 masters and moments beside them."""
     reduced = config.precision.reduced
     if reduced and any(recipe.param_gather for recipe in config.fp8_recipes):
-        what = f"{first_reduced(config.precision)} do not work with precision.fp8.param_gather"
-        yield Problem(what, f"precision.{reduced[0]}", f"set param_gather: false, or {_all_fp32(reduced)}")
+        message = f"{first_reduced(config.precision)} do not work with precision.fp8.param_gather"
+        yield Problem(message, f"precision.{reduced[0]}", f"set param_gather: false, or {_all_fp32(reduced)}")
 
 
 def reduced_gradients_need_single_buckets(config: RunConfig) -> Iterator[Problem]:
@@ -50,9 +52,9 @@ def reduced_gradients_need_single_buckets(config: RunConfig) -> Iterator[Problem
     parallel = config.parallel
     tied = config.model.share_embeddings_and_output_weights and parallel.virtual_pipeline is not None
     if config.precision.gradients == "bf16" and tied and parallel.overlap_grad_reduce:
-        what = "gradients in bf16 cannot be reduced with overlap in an interleaved pipeline with tied embeddings"
+        message = "gradients in bf16 cannot be reduced with overlap in an interleaved pipeline with tied embeddings"
         fix = "set parallel.overlap_grad_reduce: false, remove virtual_pipeline, or set precision.gradients: fp32"
-        yield Problem(what, "precision.gradients", fix)
+        yield Problem(message, "precision.gradients", fix)
 
 
 def first_reduced(precision: Precision) -> str:

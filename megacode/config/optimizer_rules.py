@@ -17,11 +17,11 @@ def muon_needs_whole_updates(config: RunConfig) -> Iterator[Problem]:
         return
     where = "train.optimizer" if config.train.optimizer == "muon" else _first_phase(config)
     if config.parallel.overlap_param_gather:
-        what = "overlap_param_gather gathers slices of weights, and Muon sends whole matrices after the step"
-        yield Problem(what, where, "set parallel.overlap_param_gather: false, or use optimizer: adamw")
+        message = "overlap_param_gather gathers slices of weights, and Muon sends whole matrices after the step"
+        yield Problem(message, where, "set parallel.overlap_param_gather: false, or use optimizer: adamw")
     if any(recipe.param_gather for recipe in config.fp8_recipes):
-        what = "param_gather keeps matrices only in FP8, and Muon's owners send them in bf16"
-        yield Problem(what, where, "set precision.fp8.param_gather: false, or use optimizer: adamw")
+        message = "param_gather keeps matrices only in FP8, and Muon's owners send them in bf16"
+        yield Problem(message, where, "set precision.fp8.param_gather: false, or use optimizer: adamw")
 
 
 def _first_phase(config: RunConfig) -> str:

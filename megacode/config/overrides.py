@@ -32,8 +32,8 @@ class Override:
 
 
 class _Unusable(Exception):  # noqa: N818 (carries a problem to the caller, never shown)
-    def __init__(self, what: str, fix: str) -> None:
-        self.problem = Problem(what, COMMAND_LINE, fix)
+    def __init__(self, message: str, fix: str) -> None:
+        self.problem = Problem(message, COMMAND_LINE, fix)
 
 
 def apply_overrides(

@@ -52,11 +52,11 @@ def _unknown_names(config: RunConfig, where: str, names: list[str]) -> Iterator[
 def a_phase_has_one_length(config: RunConfig, number: int, phase: Phase) -> Iterator[Problem]:
     """A length is given once, in one unit."""
     lengths = (("tokens", phase.tokens), ("samples", phase.samples), ("iterations", phase.iterations))
-    given = [unit for unit, count in lengths if count is not None]
-    if len(given) != 1:
-        units = " and ".join(given) or "none of tokens, samples, iterations"
-        what = f"phase {phase.name!r} needs exactly one length, and gives {units}"
-        yield Problem(what, f"phases[{number}]", "give exactly one, such as tokens: 200B")
+    units_set = [unit for unit, count in lengths if count is not None]
+    if len(units_set) != 1:
+        units = " and ".join(units_set) or "none of tokens, samples, iterations"
+        message = f"phase {phase.name!r} needs exactly one length, and gives {units}"
+        yield Problem(message, f"phases[{number}]", "give exactly one, such as tokens: 200B")
 
 
 def until_lies_inside_the_phase(config: RunConfig, number: int, phase: Phase) -> Iterator[Problem]:
@@ -74,15 +74,15 @@ def until_lies_inside_the_phase(config: RunConfig, number: int, phase: Phase) ->
     else:
         most = None
     if most is not None and until.count > most:
-        what = f"phase {phase.name!r} ends early after {until}, but is only {length} long"
-        yield Problem(what, f"phases[{number}].until", f"give at most {most} {until.unit}, or lengthen the phase")
+        message = f"phase {phase.name!r} ends early after {until}, but is only {length} long"
+        yield Problem(message, f"phases[{number}].until", f"give at most {most} {until.unit}, or lengthen the phase")
 
 
 def a_blend_has_a_source(config: RunConfig, number: int, phase: Phase) -> Iterator[Problem]:
     """At least one weight is positive."""
     if not any(phase.blend.values()):
-        what = f"every weight of phase {phase.name!r} is zero" if phase.blend else "the blend is empty"
-        yield Problem(what, f"phases[{number}].blend", "give at least one source a positive weight")
+        message = f"every weight of phase {phase.name!r} is zero" if phase.blend else "the blend is empty"
+        yield Problem(message, f"phases[{number}].blend", "give at least one source a positive weight")
 
 
 def a_blend_is_written_one_way(config: RunConfig, number: int, phase: Phase) -> Iterator[Problem]:
@@ -95,11 +95,12 @@ def a_blend_is_written_one_way(config: RunConfig, number: int, phase: Phase) -> 
     # `0.95` beside `5`: read as 95 % and 5 % they sum to 1, so that is what was meant.
     total = fsum(weight / 100 if weight >= 1 else weight for weight in phase.blend.values())
     percentages = any(weight >= _PERCENTAGE for weight in phase.blend.values()) or isclose(total, 1)
+    # `sums_to` says what the weights mean, so then there is nothing to guess.
     if shares and larger and percentages and phase.sums_to is None:
         small, large = shares[0], larger[0]
-        what = f"the blend mixes shares and percentages: {small} {phase.blend[small]:g} beside {large} "
-        what += f"{phase.blend[large]:g}, {phase.total_weight:.6g} in total"
-        yield Problem(what, f"phases[{number}].blend", "write shares that sum to 1, or percentages that sum to 100")
+        message = f"the blend mixes shares and percentages: {small} {phase.blend[small]:g} beside {large} "
+        message += f"{phase.blend[large]:g}, {phase.total_weight:.6g} in total"
+        yield Problem(message, f"phases[{number}].blend", "write shares that sum to 1, or percentages that sum to 100")
 
 
 def rates_fit_their_schedule(config: RunConfig, number: int, phase: Phase) -> Iterator[Problem]:
@@ -127,8 +128,10 @@ def rates_fit_their_schedule(config: RunConfig, number: int, phase: Phase) -> It
         yield Problem("schedule constant takes no final", f"{where}.final", fix)
     if rate.schedule in ("cosine", "linear", "wsd") and rate.final is None:
         yield Problem(f"schedule {rate.schedule} needs final", f"{where}.final", "add final: 3.0e-5, or final: 0")
+    # peak * sqrt(warmup / samples): the warmup is also the time scale of the fall, so there is no default for it.
     if rate.schedule == "inverse_sqrt" and rate.warmup is None:
         yield Problem("schedule inverse_sqrt needs warmup", f"{where}.warmup", "add warmup: 1000 iterations")
+    # Without a peak of its own a phase starts at the previous phase's rate, which only the plan knows.
     if rate.peak is not None and rate.final is not None and rate.final > rate.peak:
         fix = f"give final at most {rate.peak:g}"
         yield Problem(f"final {rate.final:g} is larger than peak {rate.peak:g}", f"{where}.final", fix)

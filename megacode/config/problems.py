@@ -62,8 +62,8 @@ def _translate(item: dict[str, Any], root: type[BaseModel]) -> Problem:
     message = str(item["msg"]).removeprefix("Value error, ")
     if kind == "value_error":
         # Our own validators write "WHAT; FIX" (`quantity`).
-        what, _, fix = message.partition("; ")
-        return Problem(what, where, fix or "write for example 200B, 1.5M, 64Ki or 4096")
+        problem, _, fix = message.partition("; ")
+        return Problem(problem, where, fix or "write for example 200B, 1.5M, 64Ki or 4096")
     shown = repr(item["input"])
     # A whole section given in place of a number would fill the screen.
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
@@ -88,6 +88,7 @@ def _suggest(location: list[Any], root: type[BaseModel]) -> str:
     if schema is None:
         return "remove it"
     known = [field.alias or name for name, field in schema.model_fields.items()]
+    # A phase's length is written in one of three units; `length` is what the code reads.
     if schema.__name__ == "Phase":
         known = [*(name for name in known if name != "length"), "tokens", "samples", "iterations"]
     return did_you_mean(str(location[-1]), known)

@@ -32,6 +32,7 @@ UNITS: tuple[Unit, ...] = ("tokens", "samples", "iterations")
 class Frozen(BaseModel):
     """Base of every schema class: unknown keys are errors, and instances are immutable."""
 
+    # Forbidden extras catch typos, which would otherwise train with a default for days.
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
@@ -82,6 +83,7 @@ class Quantity(Frozen):
 def read_quantity(value: Any) -> Any:
     """Read `500 iterations`, `2B tokens` or `64 samples`; pydantic reports a ValueError raised here."""
     if not isinstance(value, str):
+        # A plain number could mean any of the three, and they differ by factors of thousands.
         if isinstance(value, (int, float)):
             raise ValueError(f"{value} has no unit; write '{value} iterations', '{value} samples' or '{value} tokens'")
         return value

@@ -35,17 +35,17 @@ _SHOWN = 6  # how many legal numbers a fix lists
 def a_vocabulary_is_known(config: RunConfig) -> Iterator[Problem]:
     """The vocabulary comes from the tokenizer or from `model.vocab_size`."""
     if config.tokenizer is None and config.model.vocab_size is None:
-        what = "neither tokenizer nor model.vocab_size is given"
-        yield Problem(what, "tokenizer", "add tokenizer: {kind: huggingface, path: DIR}, or model.vocab_size")
+        message = "neither tokenizer nor model.vocab_size is given"
+        yield Problem(message, "tokenizer", "add tokenizer: {kind: huggingface, path: DIR}, or model.vocab_size")
 
 
 def fill_in_the_middle_needs_a_tokenizer(config: RunConfig) -> Iterator[Problem]:
     """Documents are divided by character, so their text must be known."""
     named = [name for name, source in config.sources.items() if source.fim_rate]
     if named and config.tokenizer is None:
-        what = "fill in the middle needs a tokenizer, and only model.vocab_size is given"
+        message = "fill in the middle needs a tokenizer, and only model.vocab_size is given"
         fix = f"add tokenizer: {{kind: huggingface, path: DIR}}, or set sources.{named[0]}.fim_rate to 0"
-        yield Problem(what, f"sources.{named[0]}.fim_rate", fix)
+        yield Problem(message, f"sources.{named[0]}.fim_rate", fix)
 
 
 def shards_divide_the_model(config: RunConfig) -> Iterator[Problem]:
@@ -60,16 +60,17 @@ def shards_divide_the_model(config: RunConfig) -> Iterator[Problem]:
     legal = divisors(math.gcd(*(value for _, value in dimensions)))
     for name, value in dimensions:
         if value % layout.tensor:
-            what = f"model.{name} {value} is not divisible by parallel.tensor {layout.tensor}"
+            message = f"model.{name} {value} is not divisible by parallel.tensor {layout.tensor}"
             fix = f"set parallel.tensor to {_one_of(legal)}, or {name} to {neighbours(value, layout.tensor)}"
-            yield Problem(what, "parallel.tensor", fix)
+            yield Problem(message, "parallel.tensor", fix)
+    # All chunks have equally many layers: Megatron's uneven first and last stages are not used.
     chunks = layout.pipeline * (layout.virtual_pipeline or 1)
     if model.num_layers % chunks:
         setting = "pipeline x virtual_pipeline" if layout.virtual_pipeline else "pipeline"
-        what = f"model.num_layers {model.num_layers} is not divisible by parallel.{setting} {chunks}"
+        message = f"model.num_layers {model.num_layers} is not divisible by parallel.{setting} {chunks}"
         near = nearest_divisors(model.num_layers, chunks)
         fix = f"set {setting} to {near}, or num_layers to {neighbours(model.num_layers, chunks)}"
-        yield Problem(what, "parallel.pipeline", fix)
+        yield Problem(message, "parallel.pipeline", fix)
 
 
 def _one_of(numbers: list[int]) -> str:
@@ -85,14 +86,15 @@ def the_sequence_divides(config: RunConfig) -> Iterator[Problem]:
     slices = layout.tensor if layout.sequence_parallel else 1
     divisor = layout.context * math.lcm(2, slices) if layout.context > 1 else slices
     if length % divisor:
-        what = f"train.seq_length {length} is not divisible by {divisor} (sequence and context parallel)"
+        message = f"train.seq_length {length} is not divisible by {divisor} (sequence and context parallel)"
         where = "parallel.context" if layout.context > 1 else "parallel.sequence_parallel"
         smaller = "a smaller parallel.context or parallel.tensor" if layout.context > 1 else "sequence_parallel: false"
-        yield Problem(what, where, f"use {smaller}, or seq_length {neighbours(length, divisor)}")
+        yield Problem(message, where, f"use {smaller}, or seq_length {neighbours(length, divisor)}")
 
 
 def sequence_parallel_needs_tensor(config: RunConfig) -> Iterator[Problem]:
     """Sequence parallel splits over tensor-parallel ranks."""
+    # Megatron-LM's arguments would disable it with a warning; here what the file says is what runs.
     if config.parallel.sequence_parallel and config.parallel.tensor == 1:
         fix = "set parallel.tensor to 2 or more, or sequence_parallel: false"
         yield Problem("sequence_parallel is on with parallel.tensor 1", "parallel.sequence_parallel", fix)
@@ -109,18 +111,18 @@ def gather_overlap_needs_sharding(config: RunConfig) -> Iterator[Problem]:
     """Parameters are gathered only where the optimizer is sharded."""
     layout = config.parallel
     if layout.overlap_param_gather and not (layout.distributed_optimizer and layout.overlap_grad_reduce):
-        what = "overlap_param_gather needs distributed_optimizer and overlap_grad_reduce"
-        yield Problem(what, "parallel.overlap_param_gather", "set both to true, or overlap_param_gather: false")
+        message = "overlap_param_gather needs distributed_optimizer and overlap_grad_reduce"
+        yield Problem(message, "parallel.overlap_param_gather", "set both to true, or overlap_param_gather: false")
 
 
 def the_batch_is_whole_micro_batches(config: RunConfig) -> Iterator[Problem]:
     """A global batch is a whole number of micro-batches."""
     batch, micro = config.train.global_batch_size, config.train.micro_batch_size
     if batch % micro:
-        what = f"global_batch_size {batch} is not divisible by micro_batch_size {micro}"
+        message = f"global_batch_size {batch} is not divisible by micro_batch_size {micro}"
         # The micro-batch first: it changes speed and memory, not what is learned.
         fix = f"set micro_batch_size to {nearest_divisors(batch, micro)}, which does not change training; "
-        yield Problem(what, "train.micro_batch_size", f"{fix}or global_batch_size to {neighbours(batch, micro)}")
+        yield Problem(message, "train.micro_batch_size", f"{fix}or global_batch_size to {neighbours(batch, micro)}")
 
 
 def the_ramp_reaches_the_batch(config: RunConfig) -> Iterator[Problem]:
@@ -131,13 +133,16 @@ def the_ramp_reaches_the_batch(config: RunConfig) -> Iterator[Problem]:
     # Megatron requires the same of --rampup-batch-size.
     rise = full - ramp.start
     if rise <= 0 or rise % ramp.increment:
-        what = f"a ramp from start {ramp.start} by increment {ramp.increment} never reaches global_batch_size {full}"
+        message = f"a ramp from start {ramp.start} by increment {ramp.increment} never reaches global_batch_size {full}"
         fix = f"make global_batch_size - start a multiple of increment (for example increment: {max(1, rise)})"
-        yield Problem(what, "train.batch_ramp", fix)
+        yield Problem(message, "train.batch_ramp", fix)
     if ramp.start % micro or ramp.increment % micro:
-        what = f"start {ramp.start} and increment {ramp.increment} are not both multiples of micro_batch_size {micro}"
+        message = (
+            f"start {ramp.start} and increment {ramp.increment} are not both multiples of micro_batch_size {micro}"
+        )
+        # A micro-batch must divide every batch on the way up, and these three decide all of them.
         legal = nearest_divisors(math.gcd(ramp.start, ramp.increment, full), micro)
-        yield Problem(what, "train.batch_ramp", f"set micro_batch_size to {legal}, or use multiples of {micro}")
+        yield Problem(message, "train.batch_ramp", f"set micro_batch_size to {legal}, or use multiples of {micro}")
 
 
 RULES: tuple[Rule, ...] = (

@@ -117,7 +117,9 @@ class Parallel(Frozen):
     virtual_pipeline: int | None = Field(default=None, ge=2)
     context: int = Field(default=1, ge=1)
     sequence_parallel: bool = False
+    # Sharded by default: with many data-parallel ranks, each saves most of its optimizer state.
     distributed_optimizer: bool = True
+    # Both overlaps are off unless asked for, as in Megatron.
     overlap_grad_reduce: bool = False
     overlap_param_gather: bool = False
     recompute: Literal["none", "selective", "full"] = "none"
@@ -202,7 +204,9 @@ class CheckpointPolicy(Frozen):
     keep_last: int | None = Field(default=None, ge=1)
     keep_every: Length | None = None
     at_start: bool = False
+    # An arm of a study may branch off at any of them, whatever `keep_last` deletes.
     keep_phase_ends: bool = True
+    # Training waits only for the copy to host memory; the memory for it is the price.
     asynchronous: bool = Field(default=True, alias="async")
 
 

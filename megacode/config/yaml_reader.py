@@ -62,11 +62,11 @@ def parse_yaml(text: str, where: str) -> Any:
         fix = "remove one of them"
         raise ConfigError(str(error.problem), _at(where, error), fix) from None
     except yaml.YAMLError as error:
-        what = f"not valid YAML: {getattr(error, 'problem', None) or ' '.join(str(error).split())}"
-        raise ConfigError(what, _at(where, error), "check the indentation, brackets and quotes there") from None
+        message = f"not valid YAML: {getattr(error, 'problem', None) or ' '.join(str(error).split())}"
+        raise ConfigError(message, _at(where, error), "check the indentation, brackets and quotes there") from None
     except (ValueError, RecursionError) as error:  # such as the date 2001-99-99, or a thousand open brackets
-        what = "brackets are nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise ConfigError(f"cannot be read: {what}", where, "put text that looks like a date in quotes") from None
+        message = "brackets are nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ConfigError(f"cannot be read: {message}", where, "put text that looks like a date in quotes") from None
 
 
 def _at(where: str, error: yaml.YAMLError) -> str:

@@ -36,10 +36,10 @@ def family_of(model: ModelConfig) -> Family:
         if len(mismatches) == fewest:
             ways.setdefault(", ".join(fix for _, fix in mismatches), (family, mismatches))
     near = list(ways.items())[:_SHOWN]
-    names = ", ".join(f"{family.title} but for {_listed(found)}" for _, (family, found) in near)
-    what = f"no Hugging Face model computes the same; nearest: {names}"
+    names = ", ".join(f"{family.title} but for {_listed(differences)}" for _, (family, differences) in near)
+    message = f"no Hugging Face model computes the same; nearest: {names}"
     fix = ", or ".join(f"{way} (exports as {family.title})" for way, (family, _) in near)
-    raise ConfigError(what, f"model.{near[0][1][1][0][0]}", fix)
+    raise ConfigError(message, f"model.{near[0][1][1][0][0]}", fix)
 
 
 def _listed(mismatches: list[tuple[str, str]]) -> str:

@@ -42,8 +42,8 @@ def export_problems(config: RunConfig) -> list[Problem]:
         except MegacodeError as error:
             problems += error.problems
     if problems and config.evaluate is not None:
-        what = "evaluation during training needs exports, and this run cannot be exported"
-        raise ConfigError(problems=[Problem(what, "evaluate", "remove evaluate, or fix the following:"), *problems])
+        message = "evaluation during training needs exports, and this run cannot be exported"
+        raise ConfigError(problems=[Problem(message, "evaluate", "remove evaluate, or fix the following:"), *problems])
     return problems
 
 
@@ -71,9 +71,11 @@ def _replaced(tokenizer: Tokenizer, family: Family) -> Iterator[Problem]:
     patterns = [(step.get("pattern") or {}).get("Regex") for step in steps]
     if normalizer.get("type") == "NFC" and family.pre_tokenizer in patterns:
         return
-    what = f"transformers reads a tokenizer beside {family.title} as {family.title}'s own, which gives texts other ids"
+    message = (
+        f"transformers reads a tokenizer beside {family.title} as {family.title}'s own, which gives texts other ids"
+    )
     fix = f"use a tokenizer with the normalizer and pre-tokenizer of {family.title}, or a model of another family"
-    yield Problem(what, str(tokenizer.path), fix)
+    yield Problem(message, str(tokenizer.path), fix)
 
 
 def _model_type(tokenizer: Tokenizer) -> int:

@@ -120,19 +120,19 @@ class Exported:
                 handles.append(module.register_forward_hook(partial(_inside, companion, number, kind)))
         return handles
 
-    def _before(self, companion: Companion, number: int, prefix: str, module: Any, given: Any) -> Any:
+    def _before(self, companion: Companion, number: int, prefix: str, module: Any, inputs: Any) -> Any:
         """Call the companion first: while it runs its own block, this one's weights are not in memory yet."""
-        hidden = companion.arrive(number, given[0])
+        hidden = companion.arrive(number, inputs[0])
         names = list(module.state_dict())
         module.load_state_dict({name: self._shards[prefix + name].float() for name in names}, assign=True)
-        return (hidden, *given[1:])
+        return (hidden, *inputs[1:])
 
     @contextmanager
     def _holding_embedding(self) -> Iterator[None]:
         """Keep the embedding memory-mapped in the file's dtype; only its output is converted to float32."""
         embedding = self._body.embed_tokens
         embedding.load_state_dict({"weight": self._shards["model.embed_tokens.weight"]}, assign=True)
-        handle = embedding.register_forward_hook(lambda module, given, output: output.float())
+        handle = embedding.register_forward_hook(lambda module, inputs, output: output.float())
         yield
         handle.remove()
         _give_back(embedding)
@@ -185,12 +185,12 @@ def _load(export: Path) -> Any:
                 export, dtype=torch.float32, device_map="meta", output_loading_info=True, local_files_only=True
             )
     except Exception as error:
-        what = f"transformers cannot load the export: {str(error).strip()}"
-        raise VerificationError(what, str(export), NOTHING_PUBLISHED) from error
+        message = f"transformers cannot load the export: {str(error).strip()}"
+        raise VerificationError(message, str(export), NOTHING_PUBLISHED) from error
     wrong = [f"{kind.replace('_', ' ')}: {min(map(str, names))}" for kind, names in info.items() if names]
     if wrong:
-        what = f"the export's parameters are not those that transformers expects; {'; '.join(wrong)}"
-        raise VerificationError(what, str(export), NOTHING_PUBLISHED)
+        message = f"the export's parameters are not those that transformers expects; {'; '.join(wrong)}"
+        raise VerificationError(message, str(export), NOTHING_PUBLISHED)
     return model.eval()
 
 

@@ -45,12 +45,12 @@ def from_hf(model_dir: Path, out: Path) -> Report:
         CheckpointError: there is no such model, megacode does not support it, or `out` exists.
         VerificationError: the checkpoint does not compute the same as the model; nothing is published.
     """
-    document, given, where = _document(model_dir)
+    document, raw, where = _document(model_dir)
     if out.exists():
         raise CheckpointError("it already exists", str(out), "choose a directory that does not exist")
     refuse_unwritable(out, "OUT", directory=True)
-    model, vocab = model_of(document, given, where), document["vocab_size"]
-    tensors = _tensors(model_dir, model, family_of_document(given, where).architecture)
+    model, vocab = model_of(document, raw, where), document["vocab_size"]
+    tensors = _tensors(model_dir, model, family_of_document(raw, where).architecture)
     with claimed(out, "OUT", new=True), atomic_path(out) as hidden:
         hidden.mkdir(parents=True)
         initial_checkpoint.copy_tokenizer(model_dir, hidden)
@@ -84,8 +84,8 @@ def _tensors(model_dir: Path, model: ModelConfig, architecture: str) -> Safetens
             "set tie_word_embeddings to false in config.json to keep that output layer (transformers 5 does), "
             "or remove it from the files to use the embedding (earlier ones do)"
         )
-        what = f"tie_word_embeddings is true, and {OUTPUT} in the files differs from the embedding"
-        raise CheckpointError(what, str(model_dir), fix)
+        message = f"tie_word_embeddings is true, and {OUTPUT} in the files differs from the embedding"
+        raise CheckpointError(message, str(model_dir), fix)
     return SafetensorsFiles(model_dir, tied=tied, left_out=surplus)
 
 
@@ -100,5 +100,5 @@ def _document(model_dir: Path) -> tuple[dict[str, Any], dict[str, Any], str]:
         fix = "give the directory of a downloaded model: safetensors, config.json and tokenizer.json"
         raise CheckpointError(problems=[Problem(f"there is no {name}", str(model_dir), fix) for name in missing])
     where = model_dir / "config.json"
-    given = read_object(where)
-    return parsed_config(given, str(where)), given, str(where)
+    raw = read_object(where)
+    return parsed_config(raw, str(where)), raw, str(where)

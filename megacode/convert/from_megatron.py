@@ -98,8 +98,8 @@ def _vocabulary(tokenizer: Path, stored: TorchDist, checkpoint: Path) -> int:
     rows = stored.shapes.get(VOCABULARY[0], (0,))[0]
     # More rows than tokens is padding; fewer means the wrong tokenizer.
     if vocab > rows:
-        what = f"the tokenizer has {vocab} tokens, but the embedding only {rows} rows"
-        raise CheckpointError(what, str(checkpoint), "give the tokenizer that the model was trained with")
+        message = f"the tokenizer has {vocab} tokens, but the embedding only {rows} rows"
+        raise CheckpointError(message, str(checkpoint), "give the tokenizer that the model was trained with")
     return vocab
 
 
@@ -119,13 +119,13 @@ def _names(model: ModelConfig, vocab: int, stored: TorchDist, checkpoint: Path) 
         # A stacked tensor has the layer as its first axis.
         depth = model.num_layers if stored_as[1] is None else stored.shapes[stored_as[0]][0]
         if depth != model.num_layers:
-            what = f"it contains {depth} layers, but the arguments say {model.num_layers}"
-            raise CheckpointError(what, str(checkpoint), "check the arguments it was trained with")
-        given = stored.shapes[stored_as[0]][0 if stored_as[1] is None else 1 :]
+            message = f"it contains {depth} layers, but the arguments say {model.num_layers}"
+            raise CheckpointError(message, str(checkpoint), "check the arguments it was trained with")
+        stored_shape = stored.shapes[stored_as[0]][0 if stored_as[1] is None else 1 :]
         # Only the vocabulary's first axis may differ: it is padded for tensor parallelism.
-        if given[1:] != shape[1:] or (given != shape and name not in VOCABULARY):
-            what = f"{name} has shape {list(given)}, but by the arguments it is {list(shape)}"
-            raise CheckpointError(what, str(checkpoint), "check the arguments it was trained with")
+        if stored_shape[1:] != shape[1:] or (stored_shape != shape and name not in VOCABULARY):
+            message = f"{name} has shape {list(stored_shape)}, but by the arguments it is {list(shape)}"
+            raise CheckpointError(message, str(checkpoint), "check the arguments it was trained with")
         places[name] = stored_as
     # A tensor without a counterpart (a bias, a router) means that the model computes something else.
     known = {name for name, _ in places.values()}
@@ -133,8 +133,8 @@ def _names(model: ModelConfig, vocab: int, stored: TorchDist, checkpoint: Path) 
         name for name in stored.shapes if name not in known and name.startswith(("embedding", "decoder", "output"))
     ]
     if surplus:
-        what = f"it contains {min(surplus)}, which megacode's model does not have"
-        raise CheckpointError(what, str(checkpoint), "only models that megacode's config describes can be converted")
+        message = f"it contains {min(surplus)}, which megacode's model does not have"
+        raise CheckpointError(message, str(checkpoint), "only models that megacode's config describes can be converted")
     return places
 
 
@@ -153,8 +153,8 @@ def _candidates(name: str) -> Iterator[tuple[str, int | None]]:
 def _tensors(
     stored: TorchDist, names: Mapping[str, tuple[str, int | None]], vocab: int
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, (there, layer) in names.items():
-        tensor = stored.tensor(there, layer)
+    for name, (stored_name, layer) in names.items():
+        tensor = stored.tensor(stored_name, layer)
         yield name, tensor[:vocab] if name in VOCABULARY else tensor
 
 

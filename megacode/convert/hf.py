@@ -94,8 +94,8 @@ def write_model(claim: Claim, out: Path, max_shard_size: int | str = "5GB") -> i
     # Padding depends on the run's tensor parallelism, so the file's own size counts.
     padded = len(weights[VOCABULARY[0]])
     if vocab > padded:
-        what = f"the model has {vocab} tokens, but the embedding only {padded} rows"
-        raise CheckpointError(what, claim.label, "use the run's tokenizer")
+        message = f"the model has {vocab} tokens, but the embedding only {padded} rows"
+        raise CheckpointError(message, claim.label, "use the run's tokenizer")
     sizes = Sizes.of(model, vocab, padded)
     tensors = mapped(weights, model, sizes)
     parameters = write_shards(tensors, hf_shapes(model, sizes), claim.dtype, out, max_shard_size)
@@ -148,7 +148,7 @@ def _check_out(out: Path, source: OpenedCheckpoint, force: bool) -> None:
     document = read_object(card) if card.is_file() else {}
     # Only what megacode.json identifies as the same checkpoint may be replaced, never foreign files.
     if document.get("checkpoint") != source.identity():
-        what = f"it is not empty, and does not contain an export of {source.label}"
-        raise CheckpointError(what, str(out), "choose a directory that does not exist, or remove this one")
+        message = f"it is not empty, and does not contain an export of {source.label}"
+        raise CheckpointError(message, str(out), "choose a directory that does not exist, or remove this one")
     if not force:
         raise CheckpointError("it contains an earlier export of this checkpoint", str(out), "add --force to replace it")

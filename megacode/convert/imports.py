@@ -24,21 +24,21 @@ _NOT_HERE = {
 }
 
 
-def model_of(document: Mapping[str, Any], given: Mapping[str, Any], where: str) -> ModelConfig:
+def model_of(document: Mapping[str, Any], raw: Mapping[str, Any], where: str) -> ModelConfig:
     """Return the model that a config.json describes.
 
     Args:
         document: the config as transformers parses it: absent keys have its class's defaults.
-        given: the file's own object; each of its keys must be known.
+        raw: the file's own object; each of its keys must be known.
         where: the file's path, for messages.
 
     Raises:
         CheckpointError: with every setting that megacode does not support, and every key that it does not know.
     """
-    family = family_of_document(given, where)
+    family = family_of_document(raw, where)
     fields, refusals = family.read(document)
     problems = [Problem(refused.what, f"{where}: {refused.key}", refused.fix) for refused in refusals]
-    problems += _unknown(given, family, where)
+    problems += _unknown(raw, family, where)
     if problems:
         raise CheckpointError(problems=problems)
     try:
@@ -49,20 +49,20 @@ def model_of(document: Mapping[str, Any], given: Mapping[str, Any], where: str) 
         raise CheckpointError(problems=problems) from None
 
 
-def family_of_document(given: Mapping[str, Any], where: str) -> Family:
+def family_of_document(raw: Mapping[str, Any], where: str) -> Family:
     """Return the family that a config.json names.
 
     Raises:
         CheckpointError: megacode has no table for its class, or the class and model_type do not belong together.
     """
-    architecture, kind = architecture_of(given), given.get("model_type")
+    architecture, kind = architecture_of(raw), raw.get("model_type")
     family = next((family for family in FAMILIES if family.architecture == architecture), None)
     if family is None:
         known = ", ".join(family.architecture for family in FAMILIES)
         raise CheckpointError(f"megacode does not support {architecture}", where, f"choose a model of one of {known}")
     if family.model_type != kind:
-        what = f"model_type is {kind!r}, but {architecture} has {family.model_type!r}"
-        raise CheckpointError(what, f"{where}: model_type", "transformers goes by model_type: correct one of them")
+        message = f"model_type is {kind!r}, but {architecture} has {family.model_type!r}"
+        raise CheckpointError(message, f"{where}: model_type", "transformers goes by model_type: correct one of them")
     return family
 
 
@@ -73,10 +73,10 @@ def architecture_of(document: Mapping[str, Any]) -> str:
     return str(named[0]) if isinstance(named, list) and named else "none"
 
 
-def _unknown(given: Mapping[str, Any], family: Family, where: str) -> Iterator[Problem]:
+def _unknown(raw: Mapping[str, Any], family: Family, where: str) -> Iterator[Problem]:
     """Yield the keys that the family's table does not explain, whatever their values are."""
     fix = "remove the key if the model computes the same without it"
-    for key in (key for key in given if key not in family.keys):
-        general = f"{key} is {given[key]!r}, a key that megacode does not know for {family.title}", fix
-        what, how = _NOT_HERE.get(key, general)
-        yield Problem(what, f"{where}: {key}", how)
+    for key in (key for key in raw if key not in family.keys):
+        general = f"{key} is {raw[key]!r}, a key that megacode does not know for {family.title}", fix
+        message, how = _NOT_HERE.get(key, general)
+        yield Problem(message, f"{where}: {key}", how)

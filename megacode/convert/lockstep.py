@@ -85,7 +85,7 @@ class _Guide:
     def arrive(self, number: int, hidden: Tensor) -> Tensor:
         self.compare(f"layer {number - 1} output" if number else "embedding", hidden)
         # The free copy passes through; the second one gets megacode's own activations.
-        given = torch.cat([hidden[: len(self._lengths)], self.hidden])
+        joined = torch.cat([hidden[: len(self._lengths)], self.hidden])
         # The final norm arrives last, under the number after the last block.
         if number < self._reference.layers:
             self._step = self._reference.block(number, self.hidden)
@@ -93,7 +93,7 @@ class _Guide:
         else:
             self.hidden = self._reference.final_norm(self.hidden)
         self._advance(1)
-        return given
+        return joined
 
     def inside(self, number: int, kind: str, output: Tensor) -> None:
         assert self._step is not None

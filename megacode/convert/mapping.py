@@ -200,8 +200,8 @@ def _norm(model: ModelConfig, tensors: Tensors, mcore: str, hf: str) -> list[Rul
 
     def without_bias(parts: tuple[Tensor, ...], _: Sizes) -> Tensor:
         if parts[1].count_nonzero():
-            what = f"the bias {hf}.bias is not zero, and this model's norms have no bias"
-            raise CheckpointError(what, fix="set model.norm_bias: true")
+            message = f"the bias {hf}.bias is not zero, and this model's norms have no bias"
+            raise CheckpointError(message, fix="set model.norm_bias: true")
         return parts[0]
 
     # The class requires the tensor; zero is what a norm without a bias adds.
@@ -320,14 +320,14 @@ def from_hf(weights: Mapping[str, Tensor], model: ModelConfig, sizes: Sizes) -> 
         yield mcore_name, rule.join(parts, sizes).contiguous()
 
 
-def _check(given: Mapping[str, None], expected: Mapping[str, None]) -> None:
-    missing = [name for name in expected if name not in given]
-    surplus = [name for name in given if name not in expected]
+def _check(actual: Mapping[str, None], expected: Mapping[str, None]) -> None:
+    missing = [name for name in expected if name not in actual]
+    surplus = [name for name in actual if name not in expected]
     counted = (("missing", missing), ("surplus", surplus))
     mismatches = [f"{len(names)} {word}, such as {names[0]}" for word, names in counted if names]
     if mismatches:
-        what = f"the parameters do not match the config's model: {'; '.join(mismatches)}"
-        raise CheckpointError(what, fix="use the config that the weights were trained with")
+        message = f"the parameters do not match the config's model: {'; '.join(mismatches)}"
+        raise CheckpointError(message, fix="use the config that the weights were trained with")
 
 
 def _shaped(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -44,30 +44,30 @@ def model_of(arguments: Mapping[str, Any], where: str) -> ModelConfig:
     problems = list(_missing(arguments, where)) or list(_problems(arguments, where))
     if problems:
         raise CheckpointError(problems=problems)
-    heads, hidden, given = arguments["num_attention_heads"], arguments["hidden_size"], arguments.get
-    channels = given("kv_channels") or hidden // heads
-    normalization = given("normalization", "LayerNorm")
+    heads, hidden, argument = arguments["num_attention_heads"], arguments["hidden_size"], arguments.get
+    channels = argument("kv_channels") or hidden // heads
+    normalization = argument("normalization", "LayerNorm")
     fields = {
         "num_layers": arguments["num_layers"],
         "hidden_size": hidden,
         "ffn_hidden_size": arguments["ffn_hidden_size"],
         "num_attention_heads": heads,
-        "num_query_groups": arguments["num_query_groups"] if given("group_query_attention") else heads,
+        "num_query_groups": arguments["num_query_groups"] if argument("group_query_attention") else heads,
         "kv_channels": None if channels * heads == hidden else channels,
         "normalization": normalization,
         # Megatron's LayerNorms always have biases.
         "norm_bias": normalization == "LayerNorm",
         # From here on: Megatron's defaults for arguments that old checkpoints lack.
-        "layernorm_epsilon": given("norm_epsilon", given("layernorm_epsilon", 1e-5)),
-        "qk_norm": "shared" if given("qk_layernorm") else "none",
-        "qkv_bias": bool(given("add_qkv_bias")),
+        "layernorm_epsilon": argument("norm_epsilon", argument("layernorm_epsilon", 1e-5)),
+        "qk_norm": "shared" if argument("qk_layernorm") else "none",
+        "qkv_bias": bool(argument("add_qkv_bias")),
         **_windows(arguments),
         "rotary_pattern": _rotary_pattern(arguments),
-        "rotary_base": given("rotary_base", 10000),
-        "rotary_percent": given("rotary_percent", 1.0),
+        "rotary_base": argument("rotary_base", 10000),
+        "rotary_percent": argument("rotary_percent", 1.0),
         "rotary_scaling": _scaling(arguments),
-        "share_embeddings_and_output_weights": not given("untie_embeddings_and_output_weights", False),
-        "init_method_std": given("init_method_std") or 0.02,
+        "share_embeddings_and_output_weights": not argument("untie_embeddings_and_output_weights", False),
+        "init_method_std": argument("init_method_std") or 0.02,
     }
     try:
         return ModelConfig(**fields)
@@ -79,8 +79,8 @@ def model_of(arguments: Mapping[str, Any], where: str) -> ModelConfig:
 def _missing(arguments: Mapping[str, Any], where: str) -> Iterator[Problem]:
     for key in (*_SIZES, *(("num_query_groups",) if arguments.get("group_query_attention") else ())):
         if not isinstance(arguments.get(key), int):
-            what = f"its arguments have no {key}" if arguments.get(key) is None else f"{key} is no integer"
-            yield Problem(what, where, "give a checkpoint that Megatron-LM saved with its arguments")
+            message = f"its arguments have no {key}" if arguments.get(key) is None else f"{key} is no integer"
+            yield Problem(message, where, "give a checkpoint that Megatron-LM saved with its arguments")
 
 
 def _problems(arguments: Mapping[str, Any], where: str) -> Iterator[Problem]:
@@ -92,13 +92,13 @@ def _problems(arguments: Mapping[str, Any], where: str) -> Iterator[Problem]:
     if window and (len(window) != 2 or window[1] not in (0, -1)):
         yield Problem(f"window_size is {window!r}: its second number must be 0, for causal attention", where, _FIX)
     if arguments.get("use_rope_scaling") and arguments.get("rotary_seq_len_interpolation_factor"):
-        what = "use_rope_scaling and rotary_seq_len_interpolation_factor are both set"
-        yield Problem(what, where, "megacode has one kind of rotary scaling at a time")
+        message = "use_rope_scaling and rotary_seq_len_interpolation_factor are both set"
+        yield Problem(message, where, "megacode has one kind of rotary scaling at a time")
     if arguments.get("qk_layernorm") and arguments.get("normalization", "LayerNorm") == "LayerNorm":
-        what = (
+        message = (
             "qk_layernorm with LayerNorm: Megatron's norms of queries and keys then have biases, megacode's have none"
         )
-        yield Problem(what, where, _FIX)
+        yield Problem(message, where, _FIX)
     layers = arguments["num_layers"]
     for key in ("window_attn_skip_freq", "no_rope_freq"):
         value = arguments.get(key)

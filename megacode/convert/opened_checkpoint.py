@@ -61,18 +61,20 @@ class OpenedCheckpoint:
         """
         fix = "restore the run's tokenizer to the path in its config"
         if self.config.tokenizer is None:
-            what = "the run has no tokenizer, and a model cannot be used without one"
-            raise CheckpointError(what, str(self.path), "set the data's tokenizer in the config's tokenizer: section")
+            message = "the run has no tokenizer, and a model cannot be used without one"
+            raise CheckpointError(
+                message, str(self.path), "set the data's tokenizer in the config's tokenizer: section"
+            )
         tokenizer = load_tokenizer(self.config.tokenizer)
         # Another tokenizer would give the exported weights another meaning, without any error.
         if tokenizer.hash != self.state.tokenizer_hash:
-            what = (
+            message = (
                 f"the tokenizer is {tokenizer.hash[:12]}, but the run was trained with {self.state.tokenizer_hash[:12]}"
             )
-            raise CheckpointError(what, str(tokenizer.path), fix)
+            raise CheckpointError(message, str(tokenizer.path), fix)
         if tokenizer.eod is None:
-            what = "the tokenizer has no end-of-document token, so generation would never end"
-            raise CheckpointError(what, str(tokenizer.path), "train a tokenizer with one, such as <|endoftext|>")
+            message = "the tokenizer has no end-of-document token, so generation would never end"
+            raise CheckpointError(message, str(tokenizer.path), "train a tokenizer with one, such as <|endoftext|>")
         return tokenizer
 
     @property

@@ -33,8 +33,8 @@ def read_object(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"it is not JSON, or truncated: {error}", str(path), _FETCH) from None
     if not isinstance(document, dict):
-        what = f"it is a JSON {type(document).__name__}, not an object"
-        raise CheckpointError(what, str(path), _FETCH)
+        message = f"it is a JSON {type(document).__name__}, not an object"
+        raise CheckpointError(message, str(path), _FETCH)
     return document
 
 
@@ -75,8 +75,8 @@ def parsed_config(document: Mapping[str, Any], where: str) -> dict[str, Any]:
         # It writes into the objects inside of what it is given.
         parsed: dict[str, Any] = CONFIG_MAPPING[kind].from_dict(deepcopy(dict(document))).to_dict()
     except Exception as error:  # its validators raise errors of many kinds
-        what = f"transformers cannot read it: {' '.join(str(error).split())[:300]}"
-        raise CheckpointError(what, where, _FETCH) from None
+        message = f"transformers cannot read it: {' '.join(str(error).split())[:300]}"
+        raise CheckpointError(message, where, _FETCH) from None
     return parsed
 
 

@@ -33,8 +33,8 @@ def check(hub_id: str) -> None:
     try:
         validate_repo_id(hub_id)
     except HFValidationError as error:
-        what = f"{hub_id!r} is not a valid repository id: {error}"
-        raise ConfigError(what, _FLAG, "use an id such as group/model") from None
+        message = f"{hub_id!r} is not a valid repository id: {error}"
+        raise ConfigError(message, _FLAG, "use an id such as group/model") from None
     if constants.is_offline_mode():
         raise ConfigError("huggingface_hub is offline", _FLAG, "unset HF_HUB_OFFLINE, or push from a login node")
     if get_token() is None:

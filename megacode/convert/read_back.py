@@ -33,14 +33,14 @@ def check_config(model: ModelConfig, export: Path) -> None:
     try:
         parsed = AutoConfig.from_pretrained(export, local_files_only=True).to_dict()
     except Exception as error:  # its validators raise errors of many kinds
-        what = f"transformers cannot read it: {' '.join(str(error).split())[:300]}"
-        raise VerificationError(what, where, NOTHING_PUBLISHED) from None
+        message = f"transformers cannot read it: {' '.join(str(error).split())[:300]}"
+        raise VerificationError(message, where, NOTHING_PUBLISHED) from None
     for field, setting in family_of(model).mismatches(model, parsed):
-        what = (
+        message = (
             f"transformers reads another model.{field} than the checkpoint's {getattr(model, field)!r} "
             f"(it reads what you would get if you {setting})"
         )
-        raise VerificationError(what, where, NOTHING_PUBLISHED)
+        raise VerificationError(message, where, NOTHING_PUBLISHED)
 
 
 def check_modules(model: ModelConfig, exported: Exported) -> None:
@@ -49,10 +49,10 @@ def check_modules(model: ModelConfig, exported: Exported) -> None:
     Raises:
         VerificationError: one differs; it is named.
     """
-    for what, theirs, ours in (*_epsilons(model, exported), *_windows(model, exported)):
+    for name, theirs, ours in (*_epsilons(model, exported), *_windows(model, exported)):
         if theirs != ours:
             raise VerificationError(
-                f"transformers' {what} is {theirs}, but the checkpoint's is {ours}", fix=NOTHING_PUBLISHED
+                f"transformers' {name} is {theirs}, but the checkpoint's is {ours}", fix=NOTHING_PUBLISHED
             )
     for layer in range(model.num_layers):
         # One layer of each kind is enough, and usually there is one kind.
@@ -88,5 +88,5 @@ def _check_rotation(model: ModelConfig, layer: int, exported: Exported) -> None:
     theirs = exported.rotation(layer, 1)
     for name, ours, other in zip(("cosines", "sines"), (cos, sin), theirs, strict=True):
         if ours.shape != other.shape or not torch.allclose(ours, other.double(), rtol=_TOLERANCE, atol=0):
-            what = f"transformers' rotary {name} in layer {layer} differ from the checkpoint's"
-            raise VerificationError(what, fix=NOTHING_PUBLISHED)
+            message = f"transformers' rotary {name} in layer {layer} differ from the checkpoint's"
+            raise VerificationError(message, fix=NOTHING_PUBLISHED)

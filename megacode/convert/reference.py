@@ -106,7 +106,7 @@ class Reference:
         inside: dict[str, Tensor] = {}
 
         def record(kind: str) -> Callable[[nn.Module, object, Any], None]:
-            return lambda module, given, result: inside.__setitem__(kind, _batch_first(result[0]))
+            return lambda module, inputs, result: inside.__setitem__(kind, _batch_first(result[0]))
 
         with self._holding(self._model.decoder.layers[number]) as block:
             # The outputs that enter the residual stream, as on the other side.
@@ -157,9 +157,9 @@ class Reference:
 
         module.to_empty(device=self._device)
         # After to_empty only this module has memory, so only its pieces are not meta.
-        held = [piece for piece in checkpoint_pieces.weights(self._rank_model) if not piece.whole().is_meta]
+        materialized = [piece for piece in checkpoint_pieces.weights(self._rank_model) if not piece.whole().is_meta]
         # `cut` narrows what is read; the embedding's other rows stay uninitialised and unused.
-        self._fill([part for piece in held for part in cut(piece)] if cut else held)
+        self._fill([part for piece in materialized for part in cut(piece)] if cut else materialized)
         yield module
         module.to_empty(device="meta")
 

@@ -118,12 +118,12 @@ class SafetensorsFiles(Mapping[str, Tensor]):
         weight_map = read_object(index).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
             raise CheckpointError("it has no weight_map from tensors to files", str(index), _FETCH)
-        held = {file: set(_names_in(self._path / file)) for file in sorted(set(weight_map.values()))}
+        names = {file: set(_names_in(self._path / file)) for file in sorted(set(weight_map.values()))}
         # An index from one download and shards from another: names tell.
-        lacking = [(name, file) for name, file in weight_map.items() if name not in held[file]]
+        lacking = [(name, file) for name, file in weight_map.items() if name not in names[file]]
         if lacking:
-            what = f"it does not contain {lacking[0][0]}, although {INDEX} lists it"
-            raise CheckpointError(what, str(self._path / lacking[0][1]), _FETCH)
+            message = f"it does not contain {lacking[0][0]}, although {INDEX} lists it"
+            raise CheckpointError(message, str(self._path / lacking[0][1]), _FETCH)
         # Reading stays lazy: so far only headers were read.
         return self._wanted({name: self._path / file for name, file in weight_map.items()})
 
@@ -165,8 +165,8 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(str(path), framework="pt") as file:
             yield file
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        what = f"it cannot be read, and may be truncated: {' '.join(str(error).split())}"
-        raise CheckpointError(what, str(path), _FETCH) from None
+        message = f"it cannot be read, and may be truncated: {' '.join(str(error).split())}"
+        raise CheckpointError(message, str(path), _FETCH) from None
 
 
 def _names_in(path: Path) -> list[str]:

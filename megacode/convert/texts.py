@@ -32,24 +32,24 @@ class ProofText:
     ids: tuple[int, ...]
 
 
-def texts_of(source: OpenedCheckpoint, given: Sequence[str] | None = None) -> list[ProofText]:
+def texts_of(source: OpenedCheckpoint, own_texts: Sequence[str] | None = None) -> list[ProofText]:
     """Return the texts to compare models of a run on.
 
     Args:
         source: the checkpoint, whose tokenizer is used.
-        given: the caller's own texts, instead of all others.
+        own_texts: the caller's own texts, instead of all others.
 
     Raises:
-        CheckpointError: `given` contains no text of two tokens or more.
+        CheckpointError: `own_texts` contains no text of two tokens or more.
     """
     limit = min(MAX_TOKENS, source.config.train.seq_length)
-    if given is not None:
-        named = [(f"text {number}", text) for number, text in enumerate(given)]
+    if own_texts is not None:
+        named = [(f"text {number}", text) for number, text in enumerate(own_texts)]
     else:
         # Shipped texts make exports of different runs comparable.
         named = [(name, _shipped(name)) for name in _SHIPPED]
     texts = [ProofText(name, text, tuple(source.tokenizer.encode(text)[:limit])) for name, text in named]
-    if given is None:
+    if own_texts is None:
         texts += _held_out(source, limit)
     texts = [text for text in texts if len(text.ids) > 1]
     if not texts:

@@ -46,10 +46,10 @@ class TorchDist:
             raise CheckpointError("there is no .metadata", str(path), _FIX)
         with _parsed(self._places_file):
             # Not torch's FileSystemReader: its plain unpickling would run what the file names.
-            found = _Places(io.BytesIO(self._places_file.read_bytes())).load()
-            self._places = dict(found.storage_data or {})
+            description = _Places(io.BytesIO(self._places_file.read_bytes())).load()
+            self._places = dict(description.storage_data or {})
             # Everything that is not a tensor (random states, counters) is left aside.
-            described = found.state_dict_metadata.items()
+            described = description.state_dict_metadata.items()
             self._tensors = {name: about for name, about in described if isinstance(about, TensorStorageMetadata)}
             self.shapes = {name: tuple(about.size) for name, about in self._tensors.items()}
         if not (path / _COMMON).is_file() and _COMMON_OBJECT not in self._places:
@@ -96,8 +96,8 @@ class TorchDist:
             whole[tuple(slice(at, at + size) for at, size in zip(starts, piece.shape, strict=True))] = piece
             missing -= piece.numel()
         if missing:
-            what = f"{missing:,} elements of {name} (layer {head}) are missing"
-            raise CheckpointError(what, str(self._path), "copy the checkpoint again")
+            message = f"{missing:,} elements of {name} (layer {head}) are missing"
+            raise CheckpointError(message, str(self._path), "copy the checkpoint again")
         return whole if layer is None else whole[0]
 
     def _piece(self, name: str, offsets: torch.Size) -> Tensor:
@@ -123,15 +123,15 @@ def _plain(data: bytes) -> Any:
 
 
 @contextmanager
-def _parsed(path: Path, what: str = "it") -> Iterator[None]:
+def _parsed(path: Path, subject: str = "it") -> Iterator[None]:
     """Name the file in whatever its parser raises: damaged bytes make readers of pickles raise errors of any kind."""
     try:
         yield
     except MemoryError:
         raise
     except Exception as error:
-        said = f"{what} cannot be read and may be damaged ({type(error).__name__}: {error})"
-        raise CheckpointError(said, str(path), "copy the checkpoint again") from error
+        message = f"{subject} cannot be read and may be damaged ({type(error).__name__}: {error})"
+        raise CheckpointError(message, str(path), "copy the checkpoint again") from error
 
 
 class _Standin:

@@ -190,12 +190,12 @@ def differences(walked: Walk, names: Sequence[str], export: Path, tolerance: flo
         return combined
     at = walked.points[combined.index(bad)]
     text = next(name for name, row in zip(names, at, strict=True) if first_beyond([row], tolerance))
-    what = (
+    message = (
         f"the export diverges from the checkpoint at {bad.point}: largest difference {bad.largest:.3g} with values "
         f"up to {bad.scale:.3g}, relative {bad.relative:.1e}; the tolerance is {tolerance:.0e} (first text: {text!r}; "
         f"end to end the logits differ by {worst(walked.end_to_end).largest:.3g})"
     )
-    raise VerificationError(what, str(export), NOTHING_PUBLISHED)
+    raise VerificationError(message, str(export), NOTHING_PUBLISHED)
 
 
 def check_weights(claim: Claim, export: Path) -> None:
@@ -207,8 +207,8 @@ def check_weights(claim: Claim, export: Path) -> None:
     weights, sizes, model = claim.weights(), Sizes.of(claim.config.model, claim.rows), claim.config.model
     tied, everything = model.share_embeddings_and_output_weights, SafetensorsFiles(export)
     if tied and not same_output(everything):
-        what = f"{OUTPUT} in the files differs from the embedding, but the checkpoint ties them"
-        raise VerificationError(what, str(export), NOTHING_PUBLISHED)
+        message = f"{OUTPUT} in the files differs from the embedding, but the checkpoint ties them"
+        raise VerificationError(message, str(export), NOTHING_PUBLISHED)
     left_out = ignored(everything, family_of(model).architecture)
     mapped = from_hf(SafetensorsFiles(export, tied=tied, left_out=left_out), model, sizes)
     with steps(mapped, "comparing tensors", len(mcore_shapes(model, sizes))) as counted:
@@ -253,8 +253,8 @@ def check_tokenizer(tokenizer: Tokenizer, export: Path, texts: Sequence[ProofTex
             f"transformers cannot load the tokenizer: {error}", str(export), NOTHING_PUBLISHED
         ) from error
     if exported.eos_token_id != tokenizer.eod:
-        what = f"the exported tokenizer's end token is {exported.eos_token_id}, but the run's is {tokenizer.eod}"
-        raise VerificationError(what, str(export), NOTHING_PUBLISHED)
+        message = f"the exported tokenizer's end token is {exported.eos_token_id}, but the run's is {tokenizer.eod}"
+        raise VerificationError(message, str(export), NOTHING_PUBLISHED)
     compared = 0
     for text in texts:
         ours = tokenizer.encode(text.text)
@@ -263,8 +263,8 @@ def check_tokenizer(tokenizer: Tokenizer, export: Path, texts: Sequence[ProofTex
             # -1: one list is the other one's beginning, so they differ at the end only.
             at = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if len(set(pair)) == 2), -1)
             around = tokenizer.decode(ours[max(0, at - 4) : at + 4]) if at >= 0 else "its end"
-            what = f"the exported tokenizer gives different ids on {text.name!r}, near {around!r}"
-            raise VerificationError(what, str(export), NOTHING_PUBLISHED)
+            message = f"the exported tokenizer gives different ids on {text.name!r}, near {around!r}"
+            raise VerificationError(message, str(export), NOTHING_PUBLISHED)
         compared += len(ours)
     return compared
 
@@ -272,8 +272,8 @@ def check_tokenizer(tokenizer: Tokenizer, export: Path, texts: Sequence[ProofTex
 def _check_vocabulary(document: Mapping[str, Any], rows: int, export: Path) -> None:
     """Check config.json; transformers itself compares the weights' rows with it on loading."""
     if document["vocab_size"] != rows:
-        what = f"config.json has {document['vocab_size']} tokens, but the checkpoint has {rows}"
-        raise VerificationError(what, str(export / "config.json"), NOTHING_PUBLISHED)
+        message = f"config.json has {document['vocab_size']} tokens, but the checkpoint has {rows}"
+        raise VerificationError(message, str(export / "config.json"), NOTHING_PUBLISHED)
 
 
 def render_report(report: Report, console: Console) -> None:

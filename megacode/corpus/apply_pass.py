@@ -30,8 +30,8 @@ _BLOCK = 1 << 20
 
 def is_applied(work: RecipeWork, shard: Shard) -> bool:
     """Return whether a shard's files are there, with its tokens counted if the recipe names a tokenizer."""
-    made, encode = read_json(work.out.applied(shard)), card_tokenizer(work.recipe.tokenizer)
-    return bool(made) and (encode is None or made["tokenizer"] == encode.hash)
+    marker, encode = read_json(work.out.applied(shard)), card_tokenizer(work.recipe.tokenizer)
+    return bool(marker) and (encode is None or marker["tokenizer"] == encode.hash)
 
 
 def count_tokens(work: RecipeWork, shard: Shard) -> None:
@@ -39,15 +39,15 @@ def count_tokens(work: RecipeWork, shard: Shard) -> None:
     marker, encode = work.out.applied(shard), card_tokenizer(work.recipe.tokenizer)
     assert encode is not None
     with claimed(marker, "--shard"):
-        made = read_json(marker)
-        for item in made["outputs"]:
-            tally = Tally.of_json({**made["tallies"][item["source"]], "tokenized_bytes": 0, "tokens": 0})
+        record = read_json(marker)
+        for item in record["outputs"]:
+            tally = Tally.of_json({**record["tallies"][item["source"]], "tokenized_bytes": 0, "tokens": 0})
             # Keys are those of the apply pass, so the same documents are counted as with a tokenizer from the start.
             for documents in _documents_in(work.out.corpus / item["path"]):
                 chosen = [text for text in documents if _is_counted(work, text.encode())]
                 tally.count_tokens(chosen, encode)
-            made["tallies"][item["source"]] = tally.as_json()
-        write_json(marker, {**made, "tokenizer": encode.hash})
+            record["tallies"][item["source"]] = tally.as_json()
+        write_json(marker, {**record, "tokenizer": encode.hash})
 
 
 def _documents_in(path: Path) -> Iterator[list[str]]:

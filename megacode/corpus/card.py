@@ -95,49 +95,50 @@ def title(name: str) -> str:
 
 def lengths(manifest: Json) -> dict[str, list[Bar]]:
     """Return a histogram of document lengths a source, in bins of a factor of two."""
-    found = {}
+    histograms = {}
     for name, tally in _tallies(manifest).items():
         bins = octaves(tally.lengths)
         # Each source has its own scale: a source of a thousand documents would vanish beside one of a billion.
         most = max(bins.values())
         # Empty bins between two others are shown, so that the axis is even.
-        found[title(name)] = [
+        histograms[title(name)] = [
             Bar(_size(octave), f"{bins.get(octave, 0):,}", bins.get(octave, 0) / most)
             for octave in range(min(bins), max(bins) + 1)
         ]
-    return found
+    return histograms
 
 
 def _size(octave: int) -> str:
     return "empty" if octave < 0 else f"from {format_bytes(2**octave)}"
 
 
-def shares(manifest: Json, what: str) -> dict[str, list[Bar]]:
+def shares(manifest: Json, field: str) -> dict[str, list[Bar]]:
     """Return the largest groups of documents of each source.
 
     Args:
         manifest: of the corpus.
-        what: `languages` or `licences`.
+        field: `languages` or `licences`.
     """
-    found = {}
+    bars_by_source = {}
     for name, tally in _tallies(manifest).items():
-        counts: Mapping[str, int] = getattr(tally, what)
+        counts: Mapping[str, int] = getattr(tally, field)
         if counts:
             bars = [
                 Bar(group, f"{100 * count / tally.documents:.1f} %", count / tally.documents, f"{count:,}")
                 for group, count in islice(counts.items(), SHARES)
             ]
+            # `as_json` sorts by count, so the first groups are the largest.
             rest = sum(counts.values()) - sum(islice(counts.values(), SHARES))
             if rest:
                 label = f"{len(counts) - SHARES:,} others"
                 bars.append(Bar(label, f"{100 * rest / tally.documents:.1f} %", rest / tally.documents, f"{rest:,}"))
-            found[title(name)] = bars
-    return found
+            bars_by_source[title(name)] = bars
+    return bars_by_source
 
 
 def funnel(manifest: Json) -> dict[str, tuple[list[Bar], list[DroppedRow]]]:
     """Return for each source what is left after each step, and what each reason dropped."""
-    found = {}
+    funnels = {}
     for name, facts in manifest["funnel"].items():
         records = facts["records"]
         bars = [Bar("records read", f"{records:,}", 1.0, f"{facts['bad']:,} bad ones skipped" if facts["bad"] else "")]
@@ -155,12 +156,13 @@ def funnel(manifest: Json) -> dict[str, tuple[list[Bar], list[DroppedRow]]]:
         if facts["bad"]:
             # No records of the funnel: it begins with those that could be read.
             dropped.insert(0, DroppedRow("read", "no valid record", facts["bad"], 0, tuple(facts.get("skipped", ()))))
-        found[name] = (bars, dropped)
-    return found
+        funnels[name] = (bars, dropped)
+    return funnels
 
 
 def _left(label: str, left: int, records: int, gone: int) -> Bar:
     note = f"{gone:,} dropped" if gone else ""
+    # A kind may make several documents of one record; a bar is never longer than the first one.
     return Bar(label, f"{left:,}", min(1.0, left / max(records, 1)), note)
 
 
@@ -173,7 +175,8 @@ def _steps(facts: Json) -> Iterator[DroppedRow]:
 def samples(manifest: Json) -> dict[str, list[tuple[str, str]]]:
     """Return ids and beginnings of the samples of each source."""
     return {
-        title(name): [(one[0], one[1]) for one in tally.samples.values()] for name, tally in _tallies(manifest).items()
+        title(name): [(sample[0], sample[1]) for sample in tally.samples.values()]
+        for name, tally in _tallies(manifest).items()
     }
 
 
@@ -183,6 +186,7 @@ def _tallies(manifest: Json) -> dict[str, Tally]:
 
 def _tokens(tally: Tally) -> int | None:
     """Return the number of tokens of a source, estimated from those documents that were tokenized."""
+    # Only a share of a large corpus is tokenized, since a tokenizer reads 1 to 2 MB per CPU-second.
     return round(tally.bytes / tally.bytes_per_token) if tally.bytes_per_token else None
 
 

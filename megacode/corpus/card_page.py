@@ -68,11 +68,11 @@ def environment() -> Environment:
     """Return what templates of cards are rendered with: it escapes, and has filters that make text fit to be shown."""
     loader = PackageLoader("megacode.corpus", ".")
     # Autoescape is off by default in jinja2, and documents hold scripts.
-    made = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    made.filters["pieces"] = lambda text: pieces(cut(text.encode(errors="replace"), SAMPLE_BYTES))
-    made.filters["plain"] = lambda text: one_line(str(text), _LINE)
+    page = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    page.filters["pieces"] = lambda text: pieces(cut(text.encode(errors="replace"), SAMPLE_BYTES))
+    page.filters["plain"] = lambda text: one_line(str(text), _LINE)
     # A command is to be typed again, so it is never cut; a character that cannot be seen takes up to ten.
-    made.filters["whole"] = lambda text: one_line(str(text), 10 * len(str(text)) + 1)
-    made.filters["short"] = lambda text: cut(text.encode(errors="replace"), _EXAMPLE_BYTES)
-    made.filters["size"] = format_bytes
-    return made
+    page.filters["whole"] = lambda text: one_line(str(text), 10 * len(str(text)) + 1)
+    page.filters["short"] = lambda text: cut(text.encode(errors="replace"), _EXAMPLE_BYTES)
+    page.filters["size"] = format_bytes
+    return page

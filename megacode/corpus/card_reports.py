@@ -80,7 +80,7 @@ def contamination(report: Json, *, dropped: bool = True) -> dict[str, Any] | Non
                 title = f"{task}: item {hit['item']:,}, {hit['words']:,} words in common"
                 spans.append({"title": title, "text": hit["span"]})
     rows = [row for suite in report["suites"] for row in suite["tasks"].values()]
-    items, found = (sum(row[key] for row in rows) for key in ("items", "items_hit"))
+    items, hits = (sum(row[key] for row in rows) for key in ("items", "items_hit"))
     end = ", which were dropped." if dropped else "."
-    summary = f"{found:,} of {items:,} items occur in {report['documents']:,} documents{end}"
+    summary = f"{hits:,} of {items:,} items occur in {report['documents']:,} documents{end}"
     return {"summary": summary, "tasks": tasks, "spans": spans}

@@ -34,18 +34,18 @@ def print_card(manifest: Json, console: Console) -> None:
         console.rule(f"{name}: from records to documents", align="left")
         print_bars(bars, console)
         for step in dropped:
-            what = f"{step.step}: {one_line(step.reason, 50)}"
+            message = f"{step.step}: {one_line(step.reason, 50)}"
             size = format_bytes(step.bytes) if step.bytes else ""
-            console.print(f"    {step.documents:>10,} {size:>10}  {what}", soft_wrap=True)
+            console.print(f"    {step.documents:>10,} {size:>10}  {message}", soft_wrap=True)
     for part, rows in ((duplicates(manifest), "between"), (contamination(manifest["contamination"]), "tasks")):
         if part is not None:
             console.print(part["summary"], soft_wrap=True)
             if part[rows]:
                 console.print(rows_table(part[rows]))
-    for what in ("languages", "licences"):
-        for name, groups in card.shares(manifest, what).items():
+    for message in ("languages", "licences"):
+        for name, groups in card.shares(manifest, message).items():
             shown = ", ".join(f"{one_line(bar.label, 30)} {bar.value}" for bar in groups)
-            console.print(f"{what} of {name}: {shown}", soft_wrap=True)
+            console.print(f"{message} of {name}: {shown}", soft_wrap=True)
     for name, documents in card.samples(manifest).items():
         console.rule(f"{name}: samples", align="left")
         for identity, text in documents:

@@ -36,5 +36,5 @@ def _text(value: Any) -> str | None:
 
 def _no_text(path: Path, line: int, record: dict[str, Any]) -> DataError:
     keys = ", ".join(map(str, list(record)[:8])) or "none"
-    what = f"the record has no text to compare with; its keys are: {keys}"
-    return DataError(what, f"duplicates.against {path}:{line}", _FIX)
+    message = f"the record has no text to compare with; its keys are: {keys}"
+    return DataError(message, f"duplicates.against {path}:{line}", _FIX)

@@ -61,8 +61,8 @@ def write_items(recipe: Recipe, suite_items: SuiteItems | None, *, again: bool) 
     if rules.suites and suite_items is None:
         raise ConfigError("suites cannot be read here", "decontaminate.suites", "name files instead")
     assert suite_items is not None or not rules.suites
-    found = [suite_items(name) for name in rules.suites] if suite_items is not None else []
-    write_benchmarks(path, [*found, *(items_from_file(Path(name)) for name in rules.files)])
+    benchmarks = [suite_items(name) for name in rules.suites] if suite_items is not None else []
+    write_benchmarks(path, [*benchmarks, *(items_from_file(Path(name)) for name in rules.files)])
 
 
 def benchmark_index(work: RecipeWork) -> Index | None:
@@ -144,10 +144,10 @@ def _mark(
         matches, _ = read_matches(path, index)
         hits += judge.hits(matches[mine[matches[:, 0]]], shard.first)
     reasons[np.unique([hit.document for hit in hits]).astype(np.int64)] = why
-    found = contamination_report(judge, hits)
-    report["documents"] += found["documents"]
-    report["suites"] += found["suites"]
-    report["rule"] = found["rule"]
+    part = contamination_report(judge, hits)
+    report["documents"] += part["documents"]
+    report["suites"] += part["suites"]
+    report["rule"] = part["rule"]
 
 
 def _candidates(shard: MappedShard, reasons: npt.NDArray[np.uint8], why: DropReason) -> Mask:

@@ -51,8 +51,8 @@ class DataSetCard:
     @property
     def bytes_per_token(self) -> float | None:
         """Bytes of UTF-8 text a token, of the documents that were decoded; None: none was."""
-        found = self.found
-        return found.decoded_bytes / found.decoded_tokens if found.decoded_tokens else None
+        contents = self.found
+        return contents.decoded_bytes / contents.decoded_tokens if contents.decoded_tokens else None
 
     @property
     def suites(self) -> str:
@@ -72,14 +72,14 @@ class DataSetCard:
 
     def facts(self) -> list[dict[str, str]]:
         """Return what is known in a few words each."""
-        found, manifest = self.found, self.manifest
-        tally = Tally(documents=found.documents - found.empty, longest=found.longest, lengths=found.lengths)
+        contents, manifest = self.found, self.manifest
+        tally = Tally(documents=contents.documents - contents.empty, longest=contents.longest, lengths=contents.lengths)
         lengths = [f"{label} {tally.quantile(share):,}" for label, share in card.QUANTILES.items()]
         rows = {
-            "tokens": f"{found.tokens:,} as {self.data.dtype.name}",
+            "tokens": f"{contents.tokens:,} as {self.data.dtype.name}",
             "sequences": f"{self.data.sequences:,}",
-            "tokens per document": ", ".join([*lengths, f"max {found.longest:,}"]),
-            "empty documents": f"{found.empty:,}",
+            "tokens per document": ", ".join([*lengths, f"max {contents.longest:,}"]),
+            "empty documents": f"{contents.empty:,}",
             "end of documents": self._ends(),
         }
         made_by = manifest.tokenizer if manifest is not None else None
@@ -91,9 +91,10 @@ class DataSetCard:
         return [{"fact": name, "value": value} for name, value in rows.items()]
 
     def _ends(self) -> str:
-        found = self.found
-        if found.decoded:
-            return f"{found.ended:,} of {found.decoded:,} decoded documents end with the end-of-document token"
+        contents = self.found
+        # Decoded documents are evidence; a manifest only says what was asked for.
+        if contents.decoded:
+            return f"{contents.ended:,} of {contents.decoded:,} decoded documents end with the end-of-document token"
         marked = self.manifest is not None and self.manifest.append_eod
         return "marked by a token" if marked else "not marked" if self.manifest is not None else "unknown"
 
@@ -110,8 +111,9 @@ class DataSetCard:
         """Return what is said of documents whose tokens are equal."""
         report = self.found.copies
         count, documents, share = report["copies"], report["documents"], report["share"]
-        what = f"{count:,} of {documents:,} documents ({100 * count / max(1, documents):.2f} %)"
-        summary = f"{what} have the same tokens as an earlier one, in {report['clusters']['number']:,} clusters."
+        message = f"{count:,} of {documents:,} documents ({100 * count / max(1, documents):.2f} %)"
+        summary = f"{message} have the same tokens as an earlier one, in {report['clusters']['number']:,} clusters."
+        # A large data set is compared in part, or the hashes would not fit into memory.
         if share < 1:
             summary += f" Only documents were compared whose hash is in one of {round(1 / share):,} equal ranges."
         summary += " Near-duplicates are found by recipes only."
@@ -155,30 +157,30 @@ def data_set_card(prefix: str, tokenizer: Tokenizer | None, benchmarks: list[Ben
     if tokenizer is not None:
         manifests.check_tokenizer(prefix, manifest, tokenizer.hash)
     inputs = [str(item["path"]) for item in manifest.inputs] if manifest is not None else []
-    found = read_data_set(data, tokenizer, benchmarks)
-    return DataSetCard(data, manifest, found, recipes_of(inputs), tokenizer, command)
+    contents = read_data_set(data, tokenizer, benchmarks)
+    return DataSetCard(data, manifest, contents, recipes_of(inputs), tokenizer, command)
 
 
-def render_data_set_card(made: DataSetCard) -> str:
+def render_data_set_card(set_card: DataSetCard) -> str:
     """Return the page, one HTML file without scripts."""
-    manifest, name = made.manifest, made.data.prefix.rsplit("/", 1)[-1]
+    manifest, name = set_card.manifest, set_card.data.prefix.rsplit("/", 1)[-1]
     inputs = manifest.inputs if manifest is not None else ()
     page = {
         "name": name,
         "version": megacode.__version__,
-        "command": made.command,
+        "command": set_card.command,
         "made_by": manifest.command if manifest is not None else "",
-        "identity": manifests.identity(made.data.prefix),
-        "totals": made.totals(),
-        "facts": made.facts(),
+        "identity": manifests.identity(set_card.data.prefix),
+        "totals": set_card.totals(),
+        "facts": set_card.facts(),
         "figures": FIGURES,
-        "lengths": made.lengths(),
-        "copies": made.copies(),
-        "contamination": made.contamination(),
-        "suites": made.suites,
-        "recipes": [_recipe(one) for one in made.recipes],
-        "samples": {"Documents": made.found.samples} if made.found.samples else {},
-        "files": made.files(),
+        "lengths": set_card.lengths(),
+        "copies": set_card.copies(),
+        "contamination": set_card.contamination(),
+        "suites": set_card.suites,
+        "recipes": [_recipe(recipe) for recipe in set_card.recipes],
+        "samples": {"Documents": set_card.found.samples} if set_card.found.samples else {},
+        "files": set_card.files(),
         "inputs": [{"path": item["path"], "size": format_bytes(item["bytes"])} for item in inputs],
         "input_bytes": format_bytes(sum(item["bytes"] for item in inputs)),
     }
@@ -196,37 +198,37 @@ def _recipe(manifest: Json) -> dict[str, Any]:
     }
 
 
-def print_data_set_card(made: DataSetCard, console: Console) -> None:
+def print_data_set_card(set_card: DataSetCard, console: Console) -> None:
     """Print the card without examples.
 
     Args:
-        made: the card.
+        set_card: the card.
         console: where to print; without markup, because documents may contain anything.
     """
-    for label, value in made.totals().items():
+    for label, value in set_card.totals().items():
         console.print(f"{label:>16}  {value}")
     table = FigureTable("fact", "value", show_header=False)
-    for row in made.facts():
+    for row in set_card.facts():
         table.add_row(row["fact"], row["value"])
     console.print(table)
     console.rule("tokens per document", align="left")
-    print_bars(made.lengths(), console)
-    console.print(made.copies()["summary"], soft_wrap=True)
-    found = made.contamination()
-    if found is not None:
-        console.print(found["summary"], soft_wrap=True)
-        console.print(rows_table(found["tasks"]))
-    for recipe in map(_recipe, made.recipes):
+    print_bars(set_card.lengths(), console)
+    console.print(set_card.copies()["summary"], soft_wrap=True)
+    report = set_card.contamination()
+    if report is not None:
+        console.print(report["summary"], soft_wrap=True)
+        console.print(rows_table(report["tasks"]))
+    for recipe in map(_recipe, set_card.recipes):
         for name, (bars, _) in recipe["funnel"].items():
             console.rule(f"{one_line(recipe['name'], 40)}, {name}: from records to documents", align="left")
             print_bars(bars, console)
-        for what in ("languages", "licences"):
-            for name, groups in recipe[what].items():
+        for field in ("languages", "licences"):
+            for name, groups in recipe[field].items():
                 shown = ", ".join(f"{one_line(bar.label, 30)} {bar.value}" for bar in groups)
-                console.print(f"{what} of {name}: {shown}", soft_wrap=True)
-    for name, text in made.found.samples:
+                console.print(f"{field} of {name}: {shown}", soft_wrap=True)
+    for name, text in set_card.found.samples:
         console.print(f"{one_line(name, _SHOWN)}: {one_line(text, _SHOWN)}", soft_wrap=True, highlight=False)
-    for row in made.files():
+    for row in set_card.files():
         console.print(f"{row['file']} {row['size']}, xxh3-128 {row['xxh3-128']}", soft_wrap=True)
-    if made.suites:
-        console.print(f"recipes dropped documents with items of: {made.suites}", soft_wrap=True)
+    if set_card.suites:
+        console.print(f"recipes dropped documents with items of: {set_card.suites}", soft_wrap=True)

@@ -54,6 +54,7 @@ class Copies:
             self._held = self._parts[0].shape[1]
 
     def _sampled(self, part: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        # By hash, not by chance: copies have equal hashes, so a cluster is in the sample as a whole or not at all.
         return part[:, part[0] >> np.uint64(64 - self.zero_bits) == 0] if self.zero_bits else part
 
     def report(self) -> tuple[Json, npt.NDArray[np.int64]]:
@@ -125,6 +126,7 @@ class _Reader:
         self._smallest: dict[int, int] = {}  # documents by hash
 
     def run(self) -> DataSetContents:
+        # Matches go to a file: how many there are depends on the data, and memory should not.
         with TemporaryDirectory() as scratch, bar("reading documents", self._data.documents) as advance:
             matches = MatchWriter(Path(scratch) / "matches", self._index) if self._index else None
             for batch in _batches(self._data):
@@ -141,12 +143,12 @@ class _Reader:
 
     def _add(self, batch: Batch, *, every: bool) -> list[str]:
         """Count some documents; return the texts of all of them, or an empty list."""
-        found = self._found
+        contents = self._found
         hashes = [xxhash.xxh3_64_intdigest(tokens.data) for _, tokens in batch]
         kept = [(value, number) for (number, tokens), value in zip(batch, hashes, strict=True) if len(tokens)]
-        found.empty += len(batch) - len(kept)
-        found.longest = max([found.longest, *(len(tokens) for _, tokens in batch)])
-        found.lengths.update(length_bin(len(tokens)) for _, tokens in batch if len(tokens))
+        contents.empty += len(batch) - len(kept)
+        contents.longest = max([contents.longest, *(len(tokens) for _, tokens in batch)])
+        contents.lengths.update(length_bin(len(tokens)) for _, tokens in batch if len(tokens))
         columns = np.array(kept, np.uint64).reshape(-1, 2)
         self._copies.add(columns[:, 0], columns[:, 1])
         # The first document of equal ones, and the smallest hashes: the same on any machine.
@@ -156,7 +158,7 @@ class _Reader:
                 self._smallest = dict(sorted(self._smallest.items())[:SAMPLES])
         if self._tokenizer is None:
             return []
-        size = _TEXT_BYTES * found.tokens
+        size = _TEXT_BYTES * contents.tokens
         return [
             self._decoded(tokens) if every or (len(tokens) and is_tokenized(value, size)) else ""
             for (_, tokens), value in zip(batch, hashes, strict=True)
@@ -172,6 +174,7 @@ class _Reader:
         self._found.decoded += 1
         self._found.ended += ends
         self._found.decoded_tokens += len(tokens) - ends
+        # A byte-level token may end inside a character, so a decoded text may hold what UTF-8 cannot.
         self._found.decoded_bytes += len(text.encode(errors="replace"))
         return text
 
@@ -209,8 +212,8 @@ def _batches(data: IndexedDataset) -> Iterator[Batch]:
 
 def _contamination(index: Index, matches: Path, copies: npt.NDArray[np.int64]) -> Json:
     """Return which items occur; how common a run of words is, is counted without copies, as recipes count it."""
-    found, documents = read_matches(matches, index)
+    hits, documents = read_matches(matches, index)
     considered = np.ones(documents, bool)
     considered[copies] = False
     detector = detector_of([matches], index, [considered])
-    return contamination_report(detector, detector.hits(found))
+    return contamination_report(detector, detector.hits(hits))

@@ -80,10 +80,10 @@ def run_recipe(
     with claimed(out, "output") if whole else nullcontext():
         work = _ready(recipe, shard, command, overwrite, whole, suite_items, published)
         if published is not None:
-            if (made := published.made(work.identity)) is not None:
+            if (published_manifest := published.made(work.identity)) is not None:
                 _finish(work, published)
-                _tell_uncounted(recipe, made)
-                return made
+                _tell_uncounted(recipe, published_manifest)
+                return published_manifest
             published.begin(overwrite)
         settle(work, overwrite)
         # Without this, removing map/ and reduce/ to free their space would make the next call start again.
@@ -139,8 +139,10 @@ def _tell_uncounted(recipe: Recipe, manifest: Json) -> None:
     """Warn where a published corpus does not have the tokens of the recipe's tokenizer: its documents are not here."""
     encode = card_tokenizer(recipe.tokenizer)
     if encode is not None and manifest["tokenizer"].get("hash") != encode.hash:
-        what = "%s is published, so its tokens are not counted with %s; `megacode data inspect --card` counts those of "
-        log.warning(what + "the data set that is made of it", recipe.output, recipe.tokenizer)
+        message = (
+            "%s is published, so its tokens are not counted with %s; `megacode data inspect --card` counts those of "
+        )
+        log.warning(message + "the data set that is made of it", recipe.output, recipe.tokenizer)
 
 
 def _counted(work: RecipeWork, processes: int) -> Json:
@@ -174,8 +176,8 @@ def _ready(
 def _refuse_needless(shard: Shard | None, task: Shard | None, only: Pass | None) -> None:
     if shard is not None and task is not None:
         raise ConfigError("a shard and a task cannot be given together", "--task", "give one of them")
-    for flag, given in (("--shard", shard), ("--task", task)):
-        if given is not None and only in ("prepare", "reduce"):
+    for flag, value in (("--shard", shard), ("--task", task)):
+        if value is not None and only in ("prepare", "reduce"):
             raise ConfigError(f"the {only} pass is not done by shard", flag, "leave it out")
 
 
@@ -197,6 +199,7 @@ def _each_shard(
             for future in futures:
                 future.add_done_callback(lambda _: advance(1))
             try:
+                # What stops one shard, such as a full disk, would stop the others too, hours later.
                 done, _ = wait(futures, return_when=FIRST_EXCEPTION)
                 for future in done:
                     future.result()
@@ -207,6 +210,7 @@ def _each_shard(
 
 def _in_pool(parent: int) -> None:
     """Prepare a process of the pool: it ends with its parent, however that ends, and uses one core."""
+    # The Rust libraries would start a thread for each core in each process.
     os.environ["RAYON_NUM_THREADS"] = "1"
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends the pool
     end_with(parent)

@@ -74,11 +74,11 @@ def _files(work: RecipeWork, source: int) -> Json:
 def _source(work: RecipeWork, recipe: Recipe, name: str, missing: dict[str, int]) -> Json:
     source = recipe.sources[name]
     steps = source.model_dump(mode="json", exclude={"inputs", "kind"}, exclude_defaults=True)
-    found = {"files": 0, "bytes": missing[name]} if name in missing else _files(work, work.names.index(name))
+    size = {"files": 0, "bytes": missing[name]} if name in missing else _files(work, work.names.index(name))
     return {
         "name": name,
         "kind": source.kind,
-        **found,
+        **size,
         "collected": source.kind != MACHINE or name not in missing,
         **steps,
     }
@@ -90,11 +90,11 @@ def _text_bytes(path: str, size: int) -> int:
 
 def _documents(work: RecipeWork, text_bytes: int) -> int:
     """Return the number of documents, extrapolated from the shards that are done."""
-    done, done_bytes = 0, 0
+    documents, done_bytes = 0, 0
     for shard in work.all_shards():
         for came in read_json(work.out.mapped(shard).counts).get("sources", {}).values():
-            done, done_bytes = done + came["documents"], done_bytes + came["bytes"]
-    return round(text_bytes * done / done_bytes) if done_bytes else text_bytes // _DOCUMENT_BYTES
+            documents, done_bytes = documents + came["documents"], done_bytes + came["bytes"]
+    return round(text_bytes * documents / done_bytes) if done_bytes else text_bytes // _DOCUMENT_BYTES
 
 
 def _cpu_seconds(work: RecipeWork, recipe: Recipe, text_bytes: int, documents: int) -> dict[str, float]:
@@ -108,6 +108,7 @@ def _cpu_seconds(work: RecipeWork, recipe: Recipe, text_bytes: int, documents: i
             spent_bytes += sum(came["bytes"] for came in read_json(place.counts)["sources"].values())
     mapped = text_bytes * spent / spent_bytes if spent_bytes else _map_seconds(work, recipe, mega)
     again = mega / RATES["decontamination"] if recipe.decontaminate and recipe.decontaminate.held_out else 0.0
+    # At most 64 MB are tokenized, see `tally.is_tokenized`.
     tokens = min(mega, 64.0) / RATES["tokens"] if recipe.tokenizer else 0.0
     return {
         "map": mapped,
@@ -132,6 +133,7 @@ def _map_seconds(work: RecipeWork, recipe: Recipe, mega: float) -> float:
 
 
 def _disk_bytes(recipe: Recipe, text_bytes: int, documents: int) -> dict[str, int]:
+    # As if no document were dropped: too much disk is a better surprise than too little.
     stored = int(text_bytes / _COMPRESSION)
     arrays = documents * _SIGNATURE_BYTES if recipe.duplicates else 0
     scratch = documents * _SCRATCH_BYTES if recipe.duplicates else 0

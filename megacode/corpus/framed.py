@@ -76,14 +76,14 @@ def read_some(path: Path, frames: npt.NDArray[np.int64], positions: Sequence[int
     """Return the lines at some positions, in the order asked for; each frame is read once."""
     wanted = np.asarray(positions, np.int64)
     which = np.searchsorted(frames[:, 1], wanted, "right") - 1
-    found: dict[int, bytes] = {}
+    frames_read: dict[int, bytes] = {}
     with path.open("rb") as file:
         # In the order of the file: documents of one cluster often lie in neighbouring frames.
         for frame in np.unique(which).tolist():
             lines = _frame(file, frames, frame)
             for position in wanted[which == frame].tolist():
-                found[position] = lines[position - int(frames[frame, 1])]
-    return [found[position] for position in wanted.tolist()]
+                frames_read[position] = lines[position - int(frames[frame, 1])]
+    return [frames_read[position] for position in wanted.tolist()]
 
 
 def _frame(file: BinaryIO, frames: npt.NDArray[np.int64], frame: int) -> list[bytes]:

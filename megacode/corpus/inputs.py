@@ -75,8 +75,8 @@ def identify(
             same = (old.get("bytes"), old.get("modified")) == (facts.st_size, facts.st_mtime_ns)
             value = str(old["hash"]) if same else file_hash(path) if hashed else ""
         except OSError as error:
-            what = f"it cannot be read: {error.strerror}"
-            raise DataError(what, str(path), "check the path and its permissions") from None
+            message = f"it cannot be read: {error.strerror}"
+            raise DataError(message, str(path), "check the path and its permissions") from None
         inputs.append(Input(source, str(path), facts.st_size, facts.st_mtime_ns, value))
     return inputs
 

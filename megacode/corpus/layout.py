@@ -160,6 +160,7 @@ class MapDir:
     @property
     def timing(self) -> Path:
         """What the pass cost; the only file that differs between two passes over the same inputs."""
+        # In a file of its own, so that all others can be compared byte by byte.
         return self.path / "timing.json"
 
     @property

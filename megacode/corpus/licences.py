@@ -63,9 +63,13 @@ def make_licence_filter(
         return _reason(expression, permissive, licensing)
 
     def reason_to_drop(document: Document) -> str | None:
-        found = field_of(document.fields, checked.field)
-        expressions = [found] if isinstance(found, str) else found if isinstance(found, list) else []
-        named = [one for one in expressions if isinstance(one, str) and one.strip().lower() not in _NONE]
+        value = field_of(document.fields, checked.field)
+        expressions = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+        named = [
+            expression
+            for expression in expressions
+            if isinstance(expression, str) and expression.strip().lower() not in _NONE
+        ]
         if not named:
             document.fields["license_type"] = "no_license"
             return "no licence" if checked.unlicensed == "drop" else None

@@ -44,12 +44,12 @@ def refuse_foreign(out: CorpusDir) -> None:
     if _is_ours(out):
         return
     places = (out.map, out.reduce, out.apply, out.corpus, out.facts)
-    found = [path for path in places if _holds_files(path)]
+    occupied = [path for path in places if _holds_files(path)]
     # Another shard's call may have written the facts, and begun, since the first look.
-    if found and not _is_ours(out):
+    if occupied and not _is_ours(out):
         fix = "choose another output directory, or remove it yourself"
         raise ConfigError(
-            problems=[Problem("no recipe made this, so it is left alone", str(one), fix) for one in found]
+            problems=[Problem("no recipe made this, so it is left alone", str(one), fix) for one in occupied]
         )
 
 

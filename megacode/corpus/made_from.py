@@ -27,8 +27,8 @@ def recipes_of(inputs: Iterable[str]) -> list[Json]:
         if isinstance(path, ObjectPath) and len(path.parts) < _OBJECT_PARTS:
             continue
         used.setdefault(path.parent.parent, {}).setdefault(path.parent.name, 0)
-    found = [_restricted(_manifest(corpus), sources) for corpus, sources in used.items()]
-    return [manifest for manifest in found if manifest]
+    manifests = [_restricted(_manifest(corpus), sources) for corpus, sources in used.items()]
+    return [manifest for manifest in manifests if manifest]
 
 
 def _manifest(corpus: Path) -> Json:

@@ -23,13 +23,13 @@ STEPS = ("kind", "filters", "licences", "duplicates", "decontamination")
 
 def is_complete(work: RecipeWork) -> bool:
     """Return whether the corpus is there: its manifest was made from the same facts, and no file is missing."""
-    made = read_json(work.out.manifest)
+    manifest = read_json(work.out.manifest)
     try:
         # Sizes, no hashes: this is asked at each call, and the corpus may have terabytes.
-        sizes = [(work.out.corpus / item["path"]).stat().st_size == item["file_bytes"] for item in made["outputs"]]
+        sizes = [(work.out.corpus / item["path"]).stat().st_size == item["file_bytes"] for item in manifest["outputs"]]
     except (OSError, KeyError, TypeError):
         return False
-    return made.get("identity") == work.identity and all(sizes) and work.out.card.exists()
+    return manifest.get("identity") == work.identity and all(sizes) and work.out.card.exists()
 
 
 def write_manifest(work: RecipeWork) -> Json | None:
@@ -116,8 +116,8 @@ def _funnel(work: RecipeWork, name: str, mapped: list[Json], applied: list[Json]
     """Return what came in from a source, and what each step dropped, by reason."""
     shards = [one[name] for one in mapped if name in one]
     steps: dict[str, Counts] = {step: Counts() for step in STEPS}
-    found = [*(shard["steps"] for shard in shards), *(one["steps"].get(name, {}) for one in applied)]
-    for rows in found:
+    stages = [*(shard["steps"] for shard in shards), *(one["steps"].get(name, {}) for one in applied)]
+    for rows in stages:
         for step, counts in rows.items():
             steps[step].merge(Counts.of_json(counts))
     before = Counts()
@@ -139,6 +139,6 @@ def _funnel(work: RecipeWork, name: str, mapped: list[Json], applied: list[Json]
 def _replaced(name: str, mapped: list[Json]) -> dict[str, int]:
     total: dict[str, int] = {}
     for one in mapped:
-        for what, count in one.get(name, {}).get("replaced", {}).items():
-            total[what] = total.get(what, 0) + count
+        for kind, count in one.get(name, {}).get("replaced", {}).items():
+            total[kind] = total.get(kind, 0) + count
     return dict(sorted(total.items()))

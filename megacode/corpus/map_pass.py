@@ -117,8 +117,10 @@ def _name(work: RecipeWork, source: int) -> str:
 
 def _documents(steps: SourceSteps, came: Came, stretches: list[Stretch]) -> Iterator[tuple[Document, bytes]]:
     """Yield the documents of some stretches that pass a source's filters, with their lines."""
-    made = steps.of_records(_records(steps, came, stretches)) if steps.of_records else _of_files(steps, came, stretches)
-    for document in made:
+    documents = (
+        steps.of_records(_records(steps, came, stretches)) if steps.of_records else _of_files(steps, came, stretches)
+    )
+    for document in documents:
         kept = steps.keep(document)
         if kept is not None:
             yield kept

@@ -47,22 +47,22 @@ class PublishedCorpus:
 
     def manifest(self) -> Json:
         """Return the manifest that is published now; empty if there is none, or it is another program's."""
-        there = ObjectWriter(f"{self.url}/manifest.json", objects.settings()).fetch()
+        response = ObjectWriter(f"{self.url}/manifest.json", objects.settings()).fetch()
         try:
-            found = orjson.loads(there.content) if there is not None else {}
+            manifest = orjson.loads(response.content) if response is not None else {}
         except ValueError:
             return {}
-        return found if isinstance(found, dict) else {}
+        return manifest if isinstance(manifest, dict) else {}
 
     def made(self, identity: str) -> Json | None:
         """Return the manifest if the corpus was made from the same facts, and none of its objects is missing."""
         manifest = self.manifest()
         if manifest.get("identity") != identity:
             return None
-        there = self._there()
+        sizes = self._there()
         # Sizes, no hashes: this is asked at each call.
-        whole = all(there.get(item["path"]) == item["file_bytes"] for item in manifest["outputs"])
-        return manifest if whole and "card.html" in there else None
+        whole = all(sizes.get(item["path"]) == item["file_bytes"] for item in manifest["outputs"])
+        return manifest if whole and "card.html" in sizes else None
 
     def _there(self) -> Mapping[str, int]:
         """Return the size of each object below the URL, by the rest of its key."""
@@ -79,8 +79,8 @@ class PublishedCorpus:
         foreign = [path for path in self._there() if not _OURS.fullmatch(path)]
         if foreign:
             fix = "choose another place, or remove it yourself"
-            what = "no recipe made this, so it is left alone"
-            raise ConfigError(problems=[Problem(what, f"{self.url}/{path}", fix) for path in foreign[:8]])
+            message = "no recipe made this, so it is left alone"
+            raise ConfigError(problems=[Problem(message, f"{self.url}/{path}", fix) for path in foreign[:8]])
         self._publication.begin(lambda: [self.url] if self._there() else [], overwrite)
 
     def publish(self) -> None:

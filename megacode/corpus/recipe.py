@@ -32,6 +32,7 @@ _NAME = frozenset(string.ascii_letters + string.digits + "_-.")
 
 
 def _one_or_more(value: Any) -> Any:
+    # A text alone is a list of one; without this its characters would be taken for the entries.
     return [value] if isinstance(value, str) else value
 
 
@@ -108,6 +109,7 @@ class Recipe(Frozen):
     name: str = Field(pattern=r"^[\w.-]+$")
     output: str = Field(min_length=1)
     work_dir: str | None = Field(default=None, min_length=1)
+    # The order counts: of two duplicates the earlier source's is kept, so name the best source first.
     sources: dict[str, RecipeSource] = Field(min_length=1)
     duplicates: DuplicateRules | None = None
     decontaminate: Decontamination | None = None

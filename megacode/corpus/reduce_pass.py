@@ -39,7 +39,7 @@ def reduce_all(work: RecipeWork) -> None:
         every = Numbered(open_shards(work))
         # Before hours of comparing: a recipe that drops everything is nearly always a mistake.
         _refuse_empty(work, every, np.ones(every.total, bool), "filters")
-        reasons, roots, found = _duplicates(work, every)
+        reasons, roots, report = _duplicates(work, every)
         # After duplicates: a run of words counts as common by the documents that hold it, and copies are not several.
         contamination = decontaminate(work, every, reasons)
         _refuse_empty(work, every, reasons == DropReason.KEPT, "duplicates and decontamination")
@@ -50,7 +50,7 @@ def reduce_all(work: RecipeWork) -> None:
             {
                 "identity": work.identity,
                 "documents": every.total,
-                "duplicates": found,
+                "duplicates": report,
                 "contamination": contamination,
             },
         )
@@ -79,14 +79,14 @@ def _duplicates(work: RecipeWork, every: Numbered) -> tuple[npt.NDArray[np.uint8
     if rules is None:
         return np.zeros(every.total, np.uint8), np.arange(every.total), {}
     parts = [SignedShard(shard.place.signatures, shard.order) for shard in every.shards]
-    found = find_duplicates(parts, every.texts, work.out.scratch, rules.threshold)
-    report = duplicates_report(found, rules.threshold, every.tiers, every.texts)
+    duplicates = find_duplicates(parts, every.texts, work.out.scratch, rules.threshold)
+    report = duplicates_report(duplicates, rules.threshold, every.tiers, every.texts)
     named = every.ids(np.array([cluster["kept"] for cluster in report["largest"]], np.int64))
     report["largest"] = [{**cluster, "kept": named[cluster["kept"]]} for cluster in report["largest"]]
-    return found.why, found.root.astype(np.int64), report
+    return duplicates.why, duplicates.root.astype(np.int64), report
 
 
-def _refuse_empty(work: RecipeWork, every: Numbered, kept: npt.NDArray[np.bool_], what: str) -> None:
+def _refuse_empty(work: RecipeWork, every: Numbered, kept: npt.NDArray[np.bool_], step: str) -> None:
     """Refuse to go on when nothing is left of a source.
 
     Raises:
@@ -99,10 +99,10 @@ def _refuse_empty(work: RecipeWork, every: Numbered, kept: npt.NDArray[np.bool_]
         left += np.bincount(here + 1, minlength=len(left))
     empty = [name for number, name in enumerate(work.names) if not left[number + 1]]
     if empty:
-        raise DataError(problems=[_emptied(work, every, name, what) for name in empty])
+        raise DataError(problems=[_emptied(work, every, name, step) for name in empty])
 
 
-def _emptied(work: RecipeWork, every: Numbered, name: str, what: str) -> Problem:
+def _emptied(work: RecipeWork, every: Numbered, name: str, step: str) -> Problem:
     counts, records, bad = Counts(), 0, 0
     for shard in every.shards:
         came = read_json(shard.place.counts)["sources"].get(name, {})
@@ -117,7 +117,7 @@ def _emptied(work: RecipeWork, every: Numbered, name: str, what: str) -> Problem
     if not records:
         return Problem("its inputs hold no record", where, "check that these are the files you mean")
     dropped = f" ({', '.join(reasons)})" if reasons else ""
-    message = f"no document is left after {what}: all of {records:,} records were dropped{dropped}"
+    message = f"no document is left after {step}: all of {records:,} records were dropped{dropped}"
     return Problem(message, where, "loosen the rule that drops most, or check that the kind fits the files")
 
 

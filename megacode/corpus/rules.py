@@ -29,37 +29,37 @@ def rules(recipe: Recipe) -> Json:
     """Return the versions that matter to a recipe."""
     sources = recipe.sources.values()
     kinds = sorted({source.kind for source in sources} - {MACHINE})
-    found: Json = {"engine": ENGINE, "kinds": {name: VERSIONS[name] for name in kinds}}
+    versions: Json = {"engine": ENGINE, "kinds": {name: VERSIONS[name] for name in kinds}}
     # A parser that reads the same bytes differently changes documents as a change of ours would.
     libraries = {library for name in kinds for library in PARSERS.get(name, ())}
     if any(source.filters is not None for source in sources):
-        found["filters"] = FILTERS
+        versions["filters"] = FILTERS
     # Kinds read their languages from the file of the presets, so it matters without filters too.
-    if kinds or "filters" in found:
-        found["presets"] = file_digest(PRESETS)
+    if kinds or "filters" in versions:
+        versions["presets"] = file_digest(PRESETS)
     if any(source.licences is not None for source in sources):
-        found["licences"] = {"rules": LICENCES, "list": file_digest(LIST)}
+        versions["licences"] = {"rules": LICENCES, "list": file_digest(LIST)}
         libraries.add("license-expression")  # brings the list of SPDX identifiers with it
     if any(source.personal_data is not None for source in sources):
-        found["personal_data"] = PERSONAL_DATA
+        versions["personal_data"] = PERSONAL_DATA
     if libraries:
-        found["libraries"] = {name: version(name) for name in sorted(libraries)}
+        versions["libraries"] = {name: version(name) for name in sorted(libraries)}
     if recipe.duplicates is not None:
-        found["duplicates"] = method(recipe.duplicates.ngram)
+        versions["duplicates"] = method(recipe.duplicates.ngram)
     if recipe.decontaminate is not None:
-        found["decontamination"] = DECONTAMINATION
+        versions["decontamination"] = DECONTAMINATION
         if recipe.decontaminate.files:
-            found["benchmark_files"] = {name: _digest(Path(name)) for name in recipe.decontaminate.files}
+            versions["benchmark_files"] = {name: _digest(Path(name)) for name in recipe.decontaminate.files}
     # The items as written, not the suite's name: a newer lm-eval may read other ones under the same name.
     benchmarks = CorpusDir(recipe.directory).benchmarks
     if recipe.decontaminate is not None and benchmarks.exists():
-        found["benchmark_items"] = file_digest(benchmarks)
-    return found
+        versions["benchmark_items"] = file_digest(benchmarks)
+    return versions
 
 
 def _digest(path: Path) -> str:
     try:
         return file_digest(path)
     except OSError as error:
-        what = f"the items cannot be read: {error.strerror}"
-        raise DataError(what, f"decontaminate.files {path}", "give files of JSON lines") from None
+        message = f"the items cannot be read: {error.strerror}"
+        raise DataError(message, f"decontaminate.files {path}", "give files of JSON lines") from None

@@ -78,11 +78,11 @@ class MappedShard:
         # Ids apart from documents: naming the document that stays costs a seek, not a decompressed frame.
         ends = np.load(self.place.array("id_ends"), mmap_mode="r")
         with self.place.ids.open("rb") as file:
-            found = []
+            ids = []
             for position in positions.tolist():
                 file.seek(int(ends[position]))
-                found.append(file.read(int(ends[position + 1] - ends[position])).decode())
-        return found
+                ids.append(file.read(int(ends[position + 1] - ends[position])).decode())
+        return ids
 
 
 def open_shards(work: RecipeWork) -> list[MappedShard]:
@@ -110,8 +110,8 @@ def open_shards(work: RecipeWork) -> list[MappedShard]:
 
 def _missing(work: RecipeWork, missing: list[Shard]) -> DataError:
     names = ", ".join(f"{shard.index}/{shard.count}" for shard in missing[:5]) + (", ..." if len(missing) > 5 else "")
-    what = f"the map pass of {len(missing)} of {work.shards} shards has not been done: {names}"
-    return DataError(what, str(work.out.map), "run --pass map for these shards first, or the command without --pass")
+    message = f"the map pass of {len(missing)} of {work.shards} shards has not been done: {names}"
+    return DataError(message, str(work.out.map), "run --pass map for these shards first, or the command without --pass")
 
 
 class Numbered:
@@ -129,23 +129,23 @@ class Numbered:
     def tiers(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint16]:
         """Return the tiers of some documents, in the order asked for."""
         unique, places = np.unique(numbers, return_inverse=True)
-        found = [shard.order()[0][positions] for shard, positions in self._by_shard(unique)]
-        return np.concatenate([np.zeros(0, np.uint16), *found])[places]
+        tiers = [shard.order()[0][positions] for shard, positions in self._by_shard(unique)]
+        return np.concatenate([np.zeros(0, np.uint16), *tiers])[places]
 
     def documents(self, numbers: npt.NDArray[np.int64]) -> list[Document]:
         """Return some documents, in the order asked for."""
         # A number may be asked for twice; its frame is decompressed and parsed once.
-        found: dict[int, Document] = {}
+        documents: dict[int, Document] = {}
         for shard, positions in self._by_shard(numbers):
-            found |= dict(zip((positions + shard.first).tolist(), shard.some(positions), strict=True))
-        return [found[number] for number in numbers.tolist()]
+            documents |= dict(zip((positions + shard.first).tolist(), shard.some(positions), strict=True))
+        return [documents[number] for number in numbers.tolist()]
 
     def ids(self, numbers: npt.NDArray[np.int64]) -> dict[int, str]:
         """Return the ids of some documents by number."""
-        found: dict[int, str] = {}
+        ids: dict[int, str] = {}
         for shard, positions in self._by_shard(numbers):
-            found |= dict(zip((positions + shard.first).tolist(), shard.ids(positions), strict=True))
-        return found
+            ids |= dict(zip((positions + shard.first).tolist(), shard.ids(positions), strict=True))
+        return ids
 
     def _by_shard(self, numbers: npt.NDArray[np.int64]) -> Iterator[tuple[MappedShard, npt.NDArray[np.int64]]]:
         wanted = np.unique(numbers)

@@ -145,6 +145,7 @@ def length_bin(length: int) -> int:
     """Return the bin of a length: eight to an octave."""
     if length < 1:
         return 0
+    # The three bits after the leading one: no logarithm, so that every machine finds the same bin.
     octave = length.bit_length() - 1
     return 1 + octave * _PER_OCTAVE + ((length * _PER_OCTAVE >> octave) & (_PER_OCTAVE - 1))
 
@@ -154,15 +155,16 @@ def bin_start(number: int) -> int:
     if number < 1:
         return 0
     octave, part = divmod(number - 1, _PER_OCTAVE)
+    # Rounded up: below 8 bytes some bins hold no whole number.
     return -(-((_PER_OCTAVE + part) << octave) // _PER_OCTAVE)
 
 
 def octaves(lengths: Mapping[int, int]) -> dict[int, int]:
     """Return how many documents have 2^k to 2^(k+1) - 1 bytes, by k; empty ones are at -1."""
-    found: Counter[int] = Counter()
+    counts_by_octave: Counter[int] = Counter()
     for number, count in lengths.items():
-        found[(number - 1) // _PER_OCTAVE] += count
-    return dict(sorted(found.items()))
+        counts_by_octave[(number - 1) // _PER_OCTAVE] += count
+    return dict(sorted(counts_by_octave.items()))
 
 
 def cut(raw: bytes, limit: int = SAMPLE_BYTES) -> str:

@@ -19,11 +19,11 @@ def pieces(text: str) -> list[tuple[str, bool]]:
     Returns:
         Each piece, and whether it is a mark.
     """
-    found, end = list[tuple[str, bool]](), 0
+    parts, end = list[tuple[str, bool]](), 0
     for match in _UNSEEN.finditer(text.replace("\r\n", "\n")):
-        found += [(match.string[end : match.start()], False), (_mark(match.group()), True)]
+        parts += [(match.string[end : match.start()], False), (_mark(match.group()), True)]
         end = match.end()
-    return [piece for piece in [*found, (text.replace("\r\n", "\n")[end:], False)] if piece[0]]
+    return [piece for piece in [*parts, (text.replace("\r\n", "\n")[end:], False)] if piece[0]]
 
 
 def one_line(text: str, limit: int) -> str:

@@ -115,7 +115,7 @@ def hash_words(raws: Sequence[bytes]) -> Words:
     # Words never cross a zero byte, so one stands between texts and one in front of the first.
     plain = b"\0".join([b"", *raws, _PAD]).translate(_TABLE)
     borders = np.cumsum([1, *(len(raw) + 1 for raw in raws)])
-    firsts, hashes, done, begin = np.zeros(len(borders), np.int64), [], 0, 0
+    firsts, hashes, characters, begin = np.zeros(len(borders), np.int64), [], 0, 0
     while begin < len(plain) - len(_PAD):
         # Long texts are cut between two words, so that memory does not grow with them.
         end = len(plain) - len(_PAD)
@@ -124,10 +124,10 @@ def hash_words(raws: Sequence[bytes]) -> Words:
             end = min(end, cut if cut >= 0 else end)
         starts, part = _hash_piece(plain, begin, end)
         mine = slice(*np.searchsorted(borders, [begin + (begin > 0), end + 1]))
-        firsts[mine] = done + np.searchsorted(starts, borders[mine])
+        firsts[mine] = characters + np.searchsorted(starts, borders[mine])
         hashes.append(part)
-        done, begin = done + len(part), end
-    firsts[-1] = done
+        characters, begin = characters + len(part), end
+    firsts[-1] = characters
     return Words(np.concatenate([*hashes, np.zeros(0, np.uint64)]), firsts)
 
 

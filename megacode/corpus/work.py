@@ -50,6 +50,7 @@ class RecipeWork:
     @property
     def identity(self) -> str:
         """A digest of the facts; each marker carries it."""
+        # A file that was copied has a new time and the same contents.
         inputs = [{key: value for key, value in item.items() if key != "modified"} for item in self.facts["inputs"]]
         return digest(to_json({**self.facts, "inputs": inputs}))
 
@@ -161,7 +162,7 @@ def settle(work: RecipeWork, overwrite: bool) -> None:
     if differences and not overwrite:
         # A directory that was moved changes every input: the first ones say what happened.
         more = [f"and {len(differences) - MOST_SHOWN:,} more differences"] if len(differences) > MOST_SHOWN else []
-        raise ConfigError(problems=[_changed(out, what) for what in [*differences[:MOST_SHOWN], *more]])
+        raise ConfigError(problems=[_changed(out, difference) for difference in [*differences[:MOST_SHOWN], *more]])
     if differences:
         # The facts go last: a kill before that leaves a directory that still says what it was made from.
         for old in (out.map, out.reduce, out.apply, out.corpus, out.facts):
@@ -182,12 +183,12 @@ def refuse_changed_recipe(recipe: Recipe, overwrite: bool) -> None:
     if earlier and not overwrite:
         differences = list(_setting_differences("recipe", earlier, described(recipe)))
         if differences:
-            raise ConfigError(problems=[_changed(out, what) for what in differences])
+            raise ConfigError(problems=[_changed(out, difference) for difference in differences])
 
 
-def _changed(out: CorpusDir, what: str) -> Problem:
+def _changed(out: CorpusDir, difference: str) -> Problem:
     fix = "give --overwrite to make the corpus again from the start, or choose another output directory"
-    return Problem(what, str(out.path), fix)
+    return Problem(difference, str(out.path), fix)
 
 
 def differences_of(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
@@ -210,10 +211,10 @@ def differences_of(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> Iterat
         yield f"the earlier call had {earlier.get('shards')} shards, this one {now['shards']}"
 
 
-def _setting_differences(what: str, earlier: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    verb = "have" if what.endswith("s") else "has"
+def _setting_differences(subject: str, earlier: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    verb = "have" if subject.endswith("s") else "has"
     for key, old, new in _leaves("", earlier, now):
-        yield f"the {what} {verb} changed: {key} was {_short(old)}, now {_short(new)}"
+        yield f"the {subject} {verb} changed: {key} was {_short(old)}, now {_short(new)}"
 
 
 def _leaves(key: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:

@@ -73,8 +73,8 @@ class BlockCache:
             self._locks = directory / "locks"
             self._locks.mkdir(exist_ok=True)
         except OSError as error:
-            what = f"it cannot hold the cache of objects: {error.strerror}"
-            raise DataError(what, str(directory), "set objects.cache to a directory on a local disk") from None
+            message = f"it cannot hold the cache of objects: {error.strerror}"
+            raise DataError(message, str(directory), "set objects.cache to a directory on a local disk") from None
 
     def has(self, key: str, number: int) -> bool:
         """Return whether a block is there; it may be gone when it is read."""
@@ -129,8 +129,8 @@ class BlockCache:
 
     def _make_whole(self, path: Path, size: int, write: Callable[[BinaryIO], None]) -> None:
         if not self._reserve(size):
-            what = f"the cache of objects has no room for an index of {size:,} bytes: its limit is {self.limit:,}"
-            raise DataError(what, str(self.directory), "increase objects.cache_bytes")
+            message = f"the cache of objects has no room for an index of {size:,} bytes: its limit is {self.limit:,}"
+            raise DataError(message, str(self.directory), "increase objects.cache_bytes")
 
         def reserved(file: BinaryIO) -> None:
             file.truncate(size)  # so that its size counts from the beginning
@@ -140,8 +140,8 @@ class BlockCache:
             self._write(path, reserved, flush=True)
         except OSError as error:
             self._count(-size)
-            what = f"the cache of objects cannot be written: {error.strerror}"
-            raise DataError(what, str(self.directory), "free some space, or set objects.cache") from None
+            message = f"the cache of objects cannot be written: {error.strerror}"
+            raise DataError(message, str(self.directory), "free some space, or set objects.cache") from None
         except BaseException:
             self._count(-size)
             raise
@@ -183,8 +183,8 @@ class BlockCache:
         """Change the number of bytes in use, and return it."""
         with (self.directory / "used").open("r+b", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            held = file.read(_COUNTER.size)
-            used = max(0, (_COUNTER.unpack(held)[0] if len(held) == _COUNTER.size else 0) + change)
+            raw = file.read(_COUNTER.size)
+            used = max(0, (_COUNTER.unpack(raw)[0] if len(raw) == _COUNTER.size else 0) + change)
             file.seek(0)
             file.write(_COUNTER.pack(used))
             return used
@@ -213,21 +213,21 @@ class BlockCache:
             if before <= _EARLY * self.limit:
                 return  # another process has just made room
             rows = ((_last_use(path, about), about.st_size) for path, about in self._files())
-            found: npt.NDArray[np.float64] = np.fromiter(rows, dtype=np.dtype((np.float64, 2)))
+            files: npt.NDArray[np.float64] = np.fromiter(rows, dtype=np.dtype((np.float64, 2)))
             # A killed process may have reserved room and written nothing. What is under way is far less than this.
-            lost = max(0, before - size - int(found[:, 1].sum()) - int(_LOST * self.limit))
+            lost = max(0, before - size - int(files[:, 1].sum()) - int(_LOST * self.limit))
             surplus = before - lost - int(_ROOM * self.limit)
-            self._count(-lost - self._delete_oldest(found, surplus))
+            self._count(-lost - self._delete_oldest(files, surplus))
 
-    def _delete_oldest(self, found: npt.NDArray[np.float64], surplus: int) -> int:
+    def _delete_oldest(self, files: npt.NDArray[np.float64], surplus: int) -> int:
         """Delete files until enough is freed, and return how much was.
 
         Args:
-            found: last use and bytes of each file, [files, 2]; infinite where it must stay.
+            files: last use and bytes of each file, [files, 2]; infinite where it must stay.
             surplus: bytes to free.
         """
         # Two passes and an array: a list of a million names would take hundreds of megabytes.
-        oldest = found[np.argsort(found[:, 0])]
+        oldest = files[np.argsort(files[:, 0])]
         enough = np.flatnonzero(np.cumsum(oldest[:, 1]) >= surplus)
         latest = oldest[enough[0], 0] if len(enough) else _NEVER
         freed = 0

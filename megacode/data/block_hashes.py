@@ -85,11 +85,11 @@ def hashes_of(path: Path, block_bytes: int | None = None) -> FileHashes:
     return hasher.hashes()
 
 
-def first_difference(found: FileHashes, blocks: Sequence[str]) -> tuple[int, int, int] | None:
+def first_difference(actual: FileHashes, blocks: Sequence[str]) -> tuple[int, int, int] | None:
     """Return the number, first byte and end of the first block whose hash is another one; None if all agree."""
     # Not strict: files of other lengths differ too, and the first common blocks tell where.
-    for number, (mine, theirs) in enumerate(zip(found.blocks, blocks, strict=False)):
+    for number, (mine, theirs) in enumerate(zip(actual.blocks, blocks, strict=False)):
         if mine != theirs:
-            first = number * found.block_bytes
-            return number, first, min(first + found.block_bytes, found.size)
+            first = number * actual.block_bytes
+            return number, first, min(first + actual.block_bytes, actual.size)
     return None

@@ -41,6 +41,7 @@ def measure(tokenizer: Tokenizer, drawn: Sequence[Drawn]) -> Measured:
         tokenizer: any.
         drawn: by `text_draws.draw`.
     """
+    # In memory as a whole: `draw` has bounded the held-out text of each source.
     batches = {source.source.name: list(_batches(source)) for source in drawn}
     if sum(source.held_out_bytes for source in drawn) >= _FAST_FROM_BYTES:
         tokenizer.use_fast([text for of_source in batches.values() for batch in of_source for text in batch])
@@ -87,6 +88,7 @@ def training_record(tokenizer: Tokenizer) -> dict[str, Any] | None:
         record = json.loads(tokenizer.path.with_name(TRAINING).read_bytes())
     except (OSError, ValueError):
         return None
+    # Others may write a file of this name too.
     return record if isinstance(record, dict) and "seed" in record else None
 
 
@@ -101,6 +103,7 @@ def may_have_seen(tokenizer: Tokenizer, seed: int, keys: Sequence[str]) -> str |
     record = training_record(tokenizer)
     if record is None:
         return None
+    # What is held out is chosen by a hash with the seed: another seed holds out other documents.
     if record["seed"] != seed:
         return f"it was trained with --seed {record['seed']}, so it may have seen documents that are held out here"
     if record.get("keys") != list(keys):

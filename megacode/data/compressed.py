@@ -91,17 +91,17 @@ class _Frames:
         Raises:
             BrokenStreamError: nothing is left before a damaged place, or the end of a truncated file.
         """
-        found = [self._held[self._first : self._first + size]]
-        length = len(found[0])
+        chunks = [self._held[self._first : self._first + size]]
+        length = len(chunks[0])
         self._first += length
         while length < size and self._broken is None and (more := self._more()) is not None:
             # What is too much stays where it is: a piece may be far larger than `size`, and is not copied again.
             self._held, self._first = more, min(size - length, len(more))
-            found.append(more[: self._first])
+            chunks.append(more[: self._first])
             length += self._first
         if not length and self._broken is not None:
             raise self._broken
-        return b"".join(found)
+        return b"".join(chunks)
 
     def _more(self) -> bytes | None:
         """Decompress the next bytes of the file; None at its end and where it is damaged."""
@@ -132,5 +132,5 @@ class _Frames:
         if self.position == 0:
             self._broken = BrokenStreamError("it is empty, which no valid compressed file is (at its end, byte 0)")
         elif self._frame is not None:
-            what = f"it is truncated: the file ends inside a {self._name}"
-            self._broken = BrokenStreamError(f"{what} (at its end, byte {self.position:,})")
+            message = f"it is truncated: the file ends inside a {self._name}"
+            self._broken = BrokenStreamError(f"{message} (at its end, byte {self.position:,})")

@@ -139,13 +139,13 @@ def check() -> None:
         raise LaunchError("dali is selected, but DALI is not installed", "train.loader", _fix("install"))
     package, version = package_version
     if too_old(version):
-        what = f"dali is selected, but {package} {version} is older than {OLDEST}"
-        raise LaunchError(what, "train.loader", _fix("install --upgrade"))
+        message = f"dali is selected, but {package} {version} is older than {OLDEST}"
+        raise LaunchError(message, "train.loader", _fix("install --upgrade"))
     try:
         import nvidia.dali  # noqa: F401
     except ImportError as error:
-        what = f"dali is selected, but {package} {version} cannot be imported: {error}"
-        raise LaunchError(what, "train.loader", _fix("install --upgrade")) from error
+        message = f"dali is selected, but {package} {version} cannot be imported: {error}"
+        raise LaunchError(message, "train.loader", _fix("install --upgrade")) from error
 
 
 def installed() -> tuple[str, str] | None:

@@ -44,9 +44,10 @@ def _outputs(manifest: Path) -> dict[str, Any]:
 
 @lru_cache(maxsize=16)
 def _suites(manifest: Path) -> tuple[Json, ...]:
-    found = read_json(manifest).get("contamination", {}).get("suites", [])
+    suites = read_json(manifest).get("contamination", {}).get("suites", [])
     return tuple(
-        {"suite": one["suite"], "tasks": {task: row["sha256"] for task, row in one["tasks"].items()}} for one in found
+        {"suite": suite["suite"], "tasks": {task: row["sha256"] for task, row in suite["tasks"].items()}}
+        for suite in suites
     )
 
 

@@ -131,6 +131,7 @@ def _clean_items(
         items = []
     if len(items) >= min(LEAST_CLEAN, count):
         return items
+    # Overlapping items are better than none: a score file says how many of them the model has read.
     every = make(source, documents, seed, count)
     if len(every) > len(items):
         _LOG.warning("%s: most held-out passages are in the training data too, so items overlap with it", source)
@@ -155,8 +156,8 @@ def _endings(
 ) -> list[dict[str, Any]]:
     """Return items `{context, endings[4], answer, document}`."""
     size = CONTEXT_CHARACTERS + ENDING_CHARACTERS
-    found = passages(documents, size, f"{seed}/endings/{source}", clean=clean)
-    pairs = _distinct((pair for pair in map(split_ending, found) if pair), count)
+    candidates = passages(documents, size, f"{seed}/endings/{source}", clean=clean)
+    pairs = _distinct((pair for pair in map(split_ending, candidates) if pair), count)
     items = []
     for number, (passage, context, ending) in enumerate(pairs):
         # Taking the following pairs in a ring uses each ending about as often as a false one as any other.
@@ -178,12 +179,12 @@ def _endings(
 
 def _distinct(pairs: Iterable[tuple[Passage, str, str]], count: int) -> list[tuple[Passage, str, str]]:
     """Return the first pairs with distinct endings: if two were equal, an item would have two true answers."""
-    found: dict[str, tuple[Passage, str, str]] = {}
+    by_ending: dict[str, tuple[Passage, str, str]] = {}
     for pair in pairs:
-        found.setdefault(pair[2].strip(), pair)
-        if len(found) == count:
+        by_ending.setdefault(pair[2].strip(), pair)
+        if len(by_ending) == count:
             break
-    return list(found.values())
+    return list(by_ending.values())
 
 
 def _bits(

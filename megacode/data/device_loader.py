@@ -47,6 +47,8 @@ class DeviceLoader(Loader):
     def _gather(self, rows: Rows, out: npt.NDArray[Any]) -> list[WindowTokens]:
         windows = list(self._rows.windows(rows))
         for row, window in enumerate(windows):
+            # One copy from the memory map into pinned memory; a tensor of the map itself could not be sent in the
+            # background.
             out[row] = window.tokens
         return windows
 
@@ -71,6 +73,7 @@ class DeviceLoader(Loader):
             windows: what the rows read.
         """
         mask, positions = self._on_device(len(rows)) if places is None else isolated_on_device(places, self._seq_length)
+        # Rows that fill up a batch are read like others, and no label of theirs counts.
         if rows.filling.any():
             mask = mask * _sent(~rows.filling)[:, None]
         if (hidden := masks(windows)) is not None:
@@ -79,18 +82,18 @@ class DeviceLoader(Loader):
         of_step = tokens, labels, mask, positions, _sent(source_ids), _sent(samples_digest(samples))
         tensors = [tensor.split(size) for tensor in of_step]
         host_samples = torch.from_numpy(samples).split(size)
-        found = [None] * len(host_samples)
+        cuts = [None] * len(host_samples)
         of_fim = fim_tokens(windows)
         counts = [None] * len(host_samples) if of_fim is None else device.to_device(of_fim).split(size)
         if starts is not None:
-            found = [borders(starts[k * size : (k + 1) * size], self._seq_length) for k in range(len(host_samples))]
+            cuts = [borders(starts[k * size : (k + 1) * size], self._seq_length) for k in range(len(host_samples))]
         return [
             MicroBatch(
                 tokens=tensors[0][k],
                 labels=tensors[1][k],
                 loss_mask=tensors[2][k],
                 position_ids=tensors[3][k],
-                cu_seqlens=found[k],
+                cu_seqlens=cuts[k],
                 source_ids=tensors[4][k],
                 samples=host_samples[k],
                 digests=tensors[5][k],
@@ -102,6 +105,7 @@ class DeviceLoader(Loader):
     def _on_device(self, count: int) -> tuple[Tensor, Tensor]:
         """Return loss mask and positions of rows without borders; made once for each number of rows."""
         if count not in self._plain_on_device:
+            # Shared by all micro-batches of that size, so nobody may write into them.
             mask = torch.ones(count, self._seq_length, device=device.device())
             positions = torch.arange(self._seq_length, device=device.device()).repeat(count, 1)
             self._plain_on_device[count] = mask, positions

@@ -89,12 +89,13 @@ class StoredDataset:
 
 def _fill(file: Any, view: memoryview) -> None:
     """Read until a view is full: one call returns 2 GiB at most, and less on some network file systems."""
-    done = 0
-    while done < len(view):
-        read = file.readinto(view[done:])
+    filled = 0
+    while filled < len(view):
+        read = file.readinto(view[filled:])
+        # The end of the file: the index describes more than there is.
         if not read:
             raise DataError("it is shorter than its index describes", file.name, AGAIN)
-        done += read
+        filled += read
 
 
 def _index_batches(part: StoredDataset) -> Iterator[tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]]:
@@ -136,17 +137,18 @@ class _Index:
 
     def borders(self, document: int, count: int) -> npt.NDArray[np.int64]:
         """Return where documents begin, in sequences, and where the last ends, int64 [count + 1]."""
-        found = self._read(2, document, count + 1, np.int64)
-        if (np.diff(found) < 0).any():
+        borders = self._read(2, document, count + 1, np.int64)
+        if (np.diff(borders) < 0).any():
             raise DataError(f"a document after {document} ends before it begins", str(self._path), AGAIN)
-        return found
+        return borders
 
     def lengths(self, first: int, last: int) -> npt.NDArray[np.int32]:
         """Return the lengths of the sequences that follow those of the last call, int32 [last - first]."""
+        # Stored offsets say nothing that lengths do not, so they serve as a check of both.
         lengths, offsets = self._read(0, first, last - first, np.int32), self._read(1, first, last - first, np.int64)
         ends = self._end + np.cumsum(lengths, dtype=np.int64) * self._itemsize
         if (lengths < 0).any() or not np.array_equal(offsets, ends - lengths.astype(np.int64) * self._itemsize):
-            what = f"a sequence after {first} does not begin where the previous one ends"
-            raise DataError(what, str(self._path), AGAIN)
+            message = f"a sequence after {first} does not begin where the previous one ends"
+            raise DataError(message, str(self._path), AGAIN)
         self._end = int(ends[-1]) if len(ends) else self._end
         return lengths

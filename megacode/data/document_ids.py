@@ -76,8 +76,8 @@ class DocumentIds:
         self.documents, text = self._header()
         hashes, documents, offsets, self._text = array_offsets(self.documents)
         if len(self._map) != self._text + text:
-            what = f"it has {len(self._map)} bytes, but its header describes {self._text + text}"
-            raise DataError(what, str(self.path), _AGAIN)
+            message = f"it has {len(self._map)} bytes, but its header describes {self._text + text}"
+            raise DataError(message, str(self.path), _AGAIN)
         count = self.documents
         self._hashes = np.frombuffer(self._map, np.uint64, count, hashes)
         self._documents = np.frombuffer(self._map, np.uint64, count, documents)
@@ -108,11 +108,12 @@ class DocumentIds:
         value = np.uint64(xxhash.xxh3_64_intdigest(raw))
         first, last = (int(np.searchsorted(self._hashes, value, side)) for side in ("left", "right"))
         # Different ids may share a hash, so the ids themselves decide.
-        found = self._documents[first:last].tolist()
-        return sorted(document for document in found if document < self.documents and self._raw(document) == raw)
+        candidates = self._documents[first:last].tolist()
+        return sorted(document for document in candidates if document < self.documents and self._raw(document) == raw)
 
     def batch(self, first: int, count: int) -> Ids:
         """Return the ids of some consecutive documents, read from the file: a map keeps all pages it has passed."""
+        # The offsets end where the text begins, so they are counted back from there.
         offsets = self._read(self._text - 8 * (self.documents + 1 - first), count + 1, np.uint64).astype(np.int64)
         return Ids(np.diff(offsets), self._read(self._text + offsets[0], offsets[-1] - offsets[0], np.uint8))
 
@@ -132,8 +133,8 @@ def open_ids(prefix: str | Path, documents: int) -> DocumentIds | None:
         return None
     ids = DocumentIds(prefix)
     if ids.documents != documents:
-        what = f"it has the ids of {ids.documents:,} documents, but the data set has {documents:,}"
-        raise DataError(what, str(ids.path), _AGAIN)
+        message = f"it has the ids of {ids.documents:,} documents, but the data set has {documents:,}"
+        raise DataError(message, str(ids.path), _AGAIN)
     return ids
 
 

@@ -52,11 +52,11 @@ class ControlIds:
         # Sorted, so that of several unknown tokens every attempt names the same one.
         for name in sorted({control.name for _, control in texts.controls} - self.ids.keys()):
             if name not in self._tokenizer.special_ids:
-                what = f"a document has the control token {name!r}, which is not a special token of the tokenizer"
+                message = f"a document has the control token {name!r}, which is not a special token of the tokenizer"
                 fix = (
                     f"add it to the special tokens of {self._tokenizer.path}, or use the tokenizer made for this input"
                 )
-                raise DataError(what, str(path), fix)
+                raise DataError(message, str(path), fix)
             self.ids[name] = self._tokenizer.special_ids[name]
 
 
@@ -144,20 +144,20 @@ class EncodingPass:
             self._refuse_none_good()
             for writer in self._writers.values():
                 self._finish(writer)
-        made = {
+        manifests_by_end = {
             key: {"documents": out.documents, "hashes": {end: asdict(value) for end, value in out.hashes.items()}}
             for key, out in ((key, plain(writer)) for key, writer in self._writers.items())
         }
         # From now on the job only publishes. A kill before that costs no work.
-        self._journal.write({"finished": made, "place": asdict(self._place)})
+        self._journal.write({"finished": manifests_by_end, "place": asdict(self._place)})
 
     def _refuse_none_good(self) -> None:
         place = self._place
         # A shard may have bad records only; the whole may not.
         if place.bad_lines and not place.documents and self._job.shard is None:
-            what = f"none of its {place.bad_lines:,} records can be used: all are bad, and are skipped"
+            message = f"none of its {place.bad_lines:,} records can be used: all are bad, and are skipped"
             fix = "check --json-keys and --id-key; without --skip-bad-lines the first record's fault is shown"
-            raise DataError(what, ", ".join(map(str, self._inputs[:3])), fix)
+            raise DataError(message, ", ".join(map(str, self._inputs[:3])), fix)
 
     def _encode_all(self, progress: PassProgress) -> None:
         """Parse chunk after chunk while a thread encodes and writes the one before."""

@@ -131,19 +131,19 @@ class FillInMiddle:
             pieces: of the window, in order.
             epoch: of the source.
         """
-        found, fillers, documents, count = tokens, [], [], 0
+        rearranged, fillers, documents, count = tokens, [], [], 0
         for piece in pieces:
             spm = self._choice(piece.document, epoch)
             span = slice(piece.first, piece.last + 1)
-            made = None if spm is None else self._rearranged(tokens[span], piece, epoch, spm)
-            if made is None:
+            new_piece = None if spm is None else self._rearranged(tokens[span], piece, epoch, spm)
+            if new_piece is None:
                 continue
-            if found is tokens:
-                found = tokens.copy()  # the window is a view of the file
+            if rearranged is tokens:
+                rearranged = tokens.copy()  # the window is a view of the file
             size = piece.last + 1 - piece.first
-            found[span] = [*made, *[self.sentinels.eod] * (size - len(made))]
+            rearranged[span] = [*new_piece, *[self.sentinels.eod] * (size - len(new_piece))]
             # One place earlier than the tokens: the mask is of labels, and a label is the next token.
-            fillers.append(slice(piece.first + len(made) - 1, piece.last))
+            fillers.append(slice(piece.first + len(new_piece) - 1, piece.last))
             documents.append(piece.document)
             count += size
         mask = None
@@ -151,7 +151,7 @@ class FillInMiddle:
             mask = np.ones(len(tokens) - 1, dtype=np.float32)
             for hidden in fillers:
                 mask[hidden] = 0.0
-        return WindowTokens(found, mask, tuple(documents), count)
+        return WindowTokens(rearranged, mask, tuple(documents), count)
 
     def _choice(self, document: int, epoch: int) -> bool | None:
         """Return whether a document is read as SPM; None: as stored."""

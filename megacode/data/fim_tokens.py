@@ -74,9 +74,9 @@ def find_sentinels(tokenizer: Tokenizer, named: FimTokens | None = None) -> Sent
     # The first family of which all three exist: a tokenizer may have single tokens of another one.
     names = named or next((family for family in FAMILIES if None not in _ids(tokenizer, family).values()), None)
     if names is None:
-        what = f"{tokenizer.path} has no tokens for fill in the middle of a known family"
+        message = f"{tokenizer.path} has no tokens for fill in the middle of a known family"
         fix = "name them: tokenizer.fim: {prefix: ..., middle: ..., suffix: ...}, or set every fim_rate to 0"
-        raise ConfigError(what, "tokenizer.fim", fix)
+        raise ConfigError(message, "tokenizer.fim", fix)
     problems = list(_problems(tokenizer, names))
     if problems:
         raise ConfigError(problems=problems)
@@ -101,14 +101,14 @@ def _problems(tokenizer: Tokenizer, names: FimTokens) -> Iterator[Problem]:
         fix = "give three different tokens"
         yield Problem("two of prefix, middle and suffix are the same token", "tokenizer.fim", fix)
     if tokenizer.eod is None:
-        what = "the tokenizer has no end-of-document token, so a model could not learn where a middle ends"
-        yield Problem(what, "tokenizer", "use a tokenizer with one, or set every fim_rate to 0")
+        message = "the tokenizer has no end-of-document token, so a model could not learn where a middle ends"
+        yield Problem(message, "tokenizer", "use a tokenizer with one, or set every fim_rate to 0")
     # Lossless on these, or the document that a model learns is another one than was stored.
     changed = next((text for text in _PARTS if tokenizer.decode(tokenizer.encode(text)) != text), None)
     if changed is not None:
-        what = f"the tokenizer does not give {changed!r} back, so prefix, middle and suffix would be other text"
+        message = f"the tokenizer does not give {changed!r} back, so prefix, middle and suffix would be other text"
         fix = "use one that adds and removes no spaces (for example add_dummy_prefix=false), or set every fim_rate to 0"
-        yield Problem(what, "tokenizer", fix)
+        yield Problem(message, "tokenizer", fix)
 
 
 def check_stored(name: str, sentinels: Sentinels, dtype: np.dtype, blocks: Iterator[npt.NDArray[np.integer]]) -> None:
@@ -125,11 +125,11 @@ def check_stored(name: str, sentinels: Sentinels, dtype: np.dtype, blocks: Itera
     """
     where = f"sources.{name}.fim_rate"
     if max(sentinels.marks) > np.iinfo(dtype).max:
-        what = f"its tokens are {dtype.name}, which cannot hold the sentinel {max(sentinels.marks)}"
-        raise DataError(what, where, "preprocess the source again with --dtype int32")
+        message = f"its tokens are {dtype.name}, which cannot hold the sentinel {max(sentinels.marks)}"
+        raise DataError(message, where, "preprocess the source again with --dtype int32")
     for block in blocks:
         # A sample: it finds a data set that was rearranged before, and not a single stray token.
-        found = np.isin(block, sentinels.marks)
-        if found.any():
-            what = f"the data set already holds token {int(block[found][0])}, a sentinel of fill in the middle"
-            raise DataError(what, where, "set it to 0, or preprocess the source again without fill in the middle")
+        is_sentinel = np.isin(block, sentinels.marks)
+        if is_sentinel.any():
+            message = f"the data set already holds token {int(block[is_sentinel][0])}, a sentinel of fill in the middle"
+            raise DataError(message, where, "set it to 0, or preprocess the source again without fill in the middle")

@@ -93,14 +93,15 @@ class _HeldOut:
 
     def unread(self, unread: Unread) -> list[str]:
         """Return the longest stretch of each document that training data hold nowhere, if it is long enough."""
-        found = []
+        texts = []
         for ids, text in zip(self.ids, self.texts, strict=True):
             first, last = unread.longest(ids)
+            # Decoded again only where something was cut away, since its end may lie inside a line.
             if last - first < len(ids):
                 text = _whole_lines(self.tokenizer.decode(ids[first:last].tolist()), first > 0, last < len(ids))
             if last - first == len(ids) or len(text) >= LEAST_CHARACTERS:
-                found.append(text)
-        return found
+                texts.append(text)
+        return texts
 
 
 def build_items(configs: Sequence[RunConfig], suite: str, directory: Path) -> None:
@@ -121,8 +122,8 @@ def build_items(configs: Sequence[RunConfig], suite: str, directory: Path) -> No
     assert suite in MADE_SUITES, suite
     sets = [one for one in _data_sets(configs, suite) if suite != "demo" or one.name in SOURCES]
     if not sets:
-        what = f"the demo suite needs a source named {', '.join(SOURCES)}, and there is none"
-        raise ConfigError(what, "sources", "use the suite `heldout`, or one of your own: --suite FILE.yaml")
+        message = f"the demo suite needs a source named {', '.join(SOURCES)}, and there is none"
+        raise ConfigError(message, "sources", "use the suite `heldout`, or one of your own: --suite FILE.yaml")
     seed = configs[0].seed
     # The seed chooses passages; whole documents are the same for all seeds.
     facts = [suite, str(_RULE), *([str(seed)] if suite == "demo" else [])]
@@ -136,9 +137,10 @@ def build_items(configs: Sequence[RunConfig], suite: str, directory: Path) -> No
         remove(old)
     bounds = (None, None) if suite == "demo" else (_CANDIDATES, DOCUMENT_TOKENS)
     documents = {one.name: _HeldOut.of(one, *bounds) for one in sets}
+    # The expensive step: it reads all that training may read, once.
     unread = _unread(sets, documents)
     if suite == "demo":
-        texts = {name: held.texts for name, held in documents.items()}
+        texts = {name: source_documents.texts for name, source_documents in documents.items()}
         clean = {name: one.holds for name, one in unread.items()}
         index = build_demo_tasks(texts, directory, seed, clean=clean)
     else:
@@ -187,31 +189,31 @@ def heldout_documents(
     count = dataset.documents - first
     taken = min(count, limit or count)
     # Spread out: documents that lie together in a data set are often alike.
-    found = (_tokens(dataset, first + count * i // taken, tokenizer.eod, longest) for i in range(taken))
-    return [(ids, _text(ids, cut, tokenizer)) for ids, cut in found]
+    cuts = (_tokens(dataset, first + count * i // taken, tokenizer.eod, longest) for i in range(taken))
+    return [(ids, _text(ids, cut, tokenizer)) for ids, cut in cuts]
 
 
 def _data_sets(configs: Sequence[RunConfig], suite: str) -> list[_DataSet]:
     """Return the data sets of some runs, each once; a second one of the same name gets a number."""
     # The smallest share is the one that all runs hold out: held-out documents are the last ones.
     fraction = min(config.validation.fraction for config in configs)
-    found = []
+    data_sets = []
     for name, path, config in _named_sources(configs):
         if config.tokenizer is None:
-            what = f"the items of the suite {suite!r} are made with the run's tokenizer, and it has none"
-            raise ConfigError(what, f"run {config.name}", "add tokenizer: {kind: huggingface, path: DIR}")
-        found.append(_DataSet(name, path, fraction, config.tokenizer, config.objects))
-    return found
+            message = f"the items of the suite {suite!r} are made with the run's tokenizer, and it has none"
+            raise ConfigError(message, f"run {config.name}", "add tokenizer: {kind: huggingface, path: DIR}")
+        data_sets.append(_DataSet(name, path, fraction, config.tokenizer, config.objects))
+    return data_sets
 
 
 def _named_sources(configs: Sequence[RunConfig]) -> list[tuple[str, str, RunConfig]]:
     """Return name, path and first config of each data set of some runs."""
-    found: dict[Path, tuple[str, str, RunConfig]] = {}
+    sources: dict[Path, tuple[str, str, RunConfig]] = {}
     for config in configs:
         for name, source in config.sources.items():
-            found.setdefault(objects.place(source.path).resolve(), (name, source.path, config))
+            sources.setdefault(objects.place(source.path).resolve(), (name, source.path, config))
     # Sorted, so that the order of arms in a study changes nothing.
-    ordered = sorted(found.values(), key=lambda one: one[:2])
+    ordered = sorted(sources.values(), key=lambda one: one[:2])
     places = [sum(other[0] == name for other in ordered[:i]) for i, (name, *_) in enumerate(ordered)]
     return [
         (f"{name}#{place + 1}" if place else name, path, config)
@@ -235,24 +237,24 @@ def _unread(sets: Sequence[_DataSet], documents: Mapping[str, _HeldOut]) -> dict
     for one in sets:
         # Tokens of two tokenizers cannot be compared.
         alike.setdefault(load_tokenizer(one.tokenizer).hash, []).append(one)
-    found: dict[str, Unread] = {}
+    unread_of: dict[str, Unread] = {}
     for some in alike.values():
-        held = [documents[one.name] for one in some]
+        sharing = [documents[one.name] for one in some]
         streams = [one.stream() for one in some]
-        size = sum(len(text.encode("utf-8", "replace")) for one in held for text in one.texts)
-        unread = Unread(load_tokenizer(some[0].tokenizer), streams, [ids for one in held for ids in one.ids], size)
-        found |= {one.name: unread for one in some}
-    return found
+        size = sum(len(text.encode("utf-8", "replace")) for one in sharing for text in one.texts)
+        unread = Unread(load_tokenizer(some[0].tokenizer), streams, [ids for one in sharing for ids in one.ids], size)
+        unread_of |= {one.name: unread for one in some}
+    return unread_of
 
 
 def _document_tasks(documents: Mapping[str, _HeldOut], unread: Mapping[str, Unread], directory: Path) -> dict[str, Any]:
     """Write the items `{text}` of the suite `heldout`, one task a source; return their index."""
     tasks = {}
-    for name, held in documents.items():
-        texts = [text for text in held.unread(unread[name]) if text]
-        if len(texts) < min(LEAST_CLEAN, len(held.texts)):
+    for name, source_documents in documents.items():
+        texts = [text for text in source_documents.unread(unread[name]) if text]
+        if len(texts) < min(LEAST_CLEAN, len(source_documents.texts)):
             _LOG.warning("%s: most held-out documents are in the training data too, so items overlap with it", name)
-            texts = [text for text in held.texts if text]
+            texts = [text for text in source_documents.texts if text]
         if not texts:
             fix = "increase validation.fraction"
             raise DataError("the held-out documents of this source contain no text", f"source {name}", fix)

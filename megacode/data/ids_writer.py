@@ -90,6 +90,7 @@ class IdsWriter:
         with self._hashes.open("wb") as out, self._text.path.open("rb") as text:
             for block in self._lengths.blocks():
                 lengths = np.frombuffer(block, dtype=np.int32).tolist()
+                # Eight bytes an id: what is sorted is small, whatever the ids are.
                 out.write(np.array([xxhash.xxh3_64_intdigest(text.read(size)) for size in lengths], np.uint64).data)
 
     def _blocks(self) -> Iterator[_Hashes]:
@@ -109,6 +110,7 @@ class IdsWriter:
             documents = np.arange(document, document + len(block), dtype=np.uint64)
             document += len(block)
             mine = ranges[_leading(block)]
+            # Stable: within a range, documents stay in their order.
             order = np.argsort(mine, kind="stable")
             for number, count in zip(*np.unique(mine, return_counts=True), strict=True):
                 # `unique` gives the ranges ascending, and so are they in `order`.
@@ -120,10 +122,10 @@ class IdsWriter:
             self._sort_range(file, (hashes + 8 * first, numbers + 8 * first), last - first)
 
     def _sort_range(self, file: int, places: tuple[int, int], count: int) -> None:
-        found, documents = (_get(file, place, count) for place in places)
+        hashes, documents = (_get(file, place, count) for place in places)
         # A stable sort leaves documents with one hash in their order.
-        order = np.argsort(found, kind="stable")
-        for place, values in zip(places, (found, documents), strict=True):
+        order = np.argsort(hashes, kind="stable")
+        for place, values in zip(places, (hashes, documents), strict=True):
             _put(file, place, values[order])
 
     def _offset_blocks(self) -> Iterator[bytes]:
@@ -171,9 +173,9 @@ def _put(file: int, place: int, values: _Hashes) -> None:
 
 def _get(file: int, place: int, count: int) -> _Hashes:
     raw = bytearray(8 * count)
-    view, done = memoryview(raw), 0
-    while done < len(raw):
-        read = os.preadv(file, [view[done:]], place + done)
+    view, filled = memoryview(raw), 0
+    while filled < len(raw):
+        read = os.preadv(file, [view[filled:]], place + filled)
         assert read, "a temporary file has become shorter"
-        done += read
+        filled += read
     return np.frombuffer(raw, dtype=np.uint64)

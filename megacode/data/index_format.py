@@ -78,8 +78,8 @@ def read_header(index: mmap.mmap, path: Path) -> tuple[np.dtype, int, int]:
         raise DataError(f"its entries are {kind}, not token ids", where, "give a data set of token ids")
     size = array_offsets(sequences)[2] + 8 * borders
     if len(index) not in (size, size + sequences):  # multimodal sets end with one mode byte a sequence
-        what = f"it has {len(index)} bytes, but its header describes {size}: it is truncated or corrupted"
-        raise DataError(what, where, AGAIN)
+        message = f"it has {len(index)} bytes, but its header describes {size}: it is truncated or corrupted"
+        raise DataError(message, where, AGAIN)
     if borders < 1:
         raise DataError("it has no document borders", where, AGAIN)
     return DTYPES[code], sequences, borders

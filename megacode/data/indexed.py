@@ -282,10 +282,10 @@ class IndexedDatasetWriter:
             self.hashes["bin"] = self._bin.hasher.hashes()
         if self._scratch is not None:
             # A job records that its files are finished, which must be true after a loss of power, too.
-            made = self.finished_files()
+            paths = self.finished_files()
             with naming(bin_path(self.prefix)):
                 for end in self.hashes:
-                    flush(made[end][0])
+                    flush(paths[end][0])
 
     def _write_index(self) -> FileHashes:
         hasher = BlockHasher()

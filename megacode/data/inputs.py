@@ -60,6 +60,7 @@ def _matches(pattern: str, option: str, also: Sequence[str]) -> list[Path]:
         return _objects(pattern, option, also)
     if Path(pattern).is_file():
         return [Path(pattern)]
+    # A directory first: its name may hold brackets, which a glob would read as a pattern.
     names = [pattern] if Path(pattern).is_dir() else sorted(glob.glob(pattern, recursive=True))
     files = [Path(name) for name in names if Path(name).is_file()]
     directories = [Path(name) for name in names if Path(name).is_dir()]
@@ -67,8 +68,10 @@ def _matches(pattern: str, option: str, also: Sequence[str]) -> list[Path]:
         # A glob such as `raw/**` matches directories beside the files in them.
         missed = [item for item in directories if not any(item in file.parents for file in files)]
         if missed:
-            what = "%s %s matches files and directories, and only the files are read; left out: %s"
-            _LOG.warning(what, option, pattern, ", ".join(map(str, missed[:3])) + (", ..." if len(missed) > 3 else ""))
+            message = "%s %s matches files and directories, and only the files are read; left out: %s"
+            _LOG.warning(
+                message, option, pattern, ", ".join(map(str, missed[:3])) + (", ..." if len(missed) > 3 else "")
+            )
         return files
     files = [path for directory in directories for path in _files_below(directory, also)]
     if not files and Path(pattern).exists() and not directories:
@@ -82,16 +85,16 @@ def _matches(pattern: str, option: str, also: Sequence[str]) -> list[Path]:
 
 
 def _objects(pattern: str, option: str, also: Sequence[str]) -> list[Path]:
-    found, inside = object_listing.matching(pattern)
-    if found:
+    matching, inside = object_listing.matching(pattern)
+    if matching:
         if inside:
-            what = "%s %s matches objects and directories; %d objects below the directories are left out"
-            _LOG.warning(what, option, pattern, len(inside))
-        return [*found]
+            message = "%s %s matches objects and directories; %d objects below the directories are left out"
+            _LOG.warning(message, option, pattern, len(inside))
+        return [*matching]
     if any(path.name == MANIFEST for path in inside):
-        made = recipe_files(ObjectPath(pattern.rstrip("/")))
-        if made is not None:
-            return made
+        files = recipe_files(ObjectPath(pattern.rstrip("/")))
+        if files is not None:
+            return files
     readable = _readable(inside, pattern, also)
     if not readable:
         fix = "check the bucket and the key; give JSON-lines or Parquet objects, a directory of them, or a quoted glob"
@@ -101,19 +104,20 @@ def _objects(pattern: str, option: str, also: Sequence[str]) -> list[Path]:
 
 def _files_below(directory: Path, also: Sequence[str]) -> list[Path]:
     # The manifest and the held-out documents of a recipe lie in one directory with its corpus.
-    if (made := recipe_files(directory)) is not None:
-        return made
+    if (files := recipe_files(directory)) is not None:
+        return files
     return _readable(list(_visible_files(directory, set())), str(directory), also)
 
 
 def _readable(visible: Sequence[Path], directory: str, also: Sequence[str]) -> list[Path]:
     """Return the files of a directory that can be read by their names, and count the others in a warning."""
-    found = sorted(path for path in visible if path.suffix in (*_READ, *_NOT_READ, *also))
-    if len(found) < len(visible):
-        other = sorted({path.suffix or path.name for path in visible} - {path.suffix for path in found})
-        counts = len(visible) - len(found), ", ".join(other[:5]) + (", ..." if len(other) > 5 else "")
+    # Unsupported formats stay in: `find_inputs` refuses them by name, which is better than leaving them out.
+    readable = sorted(path for path in visible if path.suffix in (*_READ, *_NOT_READ, *also))
+    if len(readable) < len(visible):
+        other = sorted({path.suffix or path.name for path in visible} - {path.suffix for path in readable})
+        counts = len(visible) - len(readable), ", ".join(other[:5]) + (", ..." if len(other) > 5 else "")
         _LOG.warning("%s has %d files that are not read, since their names end otherwise (%s)", directory, *counts)
-    return found
+    return readable
 
 
 def _visible_files(directory: Path, above: set[str]) -> Iterator[Path]:
@@ -166,8 +170,8 @@ def read_records(
     except DataError as error:
         problem = error.problems[0]
         of = "" if part is None or part[0] == 0 else " of this part"
-        what = f"{problem.what}; {good:,} good documents{of} before it"
-        raise DataError(what, problem.where, problem.fix) from None
+        message = f"{problem.what}; {good:,} good documents{of} before it"
+        raise DataError(message, problem.where, problem.fix) from None
 
 
 def sizes_of(paths: Sequence[Path]) -> list[int]:
@@ -175,7 +179,7 @@ def sizes_of(paths: Sequence[Path]) -> list[int]:
     return [0 if path == STANDARD_INPUT else path.stat().st_size for path in paths]
 
 
-def refuse_standard_input(paths: Sequence[Path], what: str) -> None:
-    """Raise a ConfigError that says `what` where one of the inputs is standard input."""
+def refuse_standard_input(paths: Sequence[Path], problem: str) -> None:
+    """Raise a ConfigError that says `problem` where one of the inputs is standard input."""
     if STANDARD_INPUT in paths:
-        raise ConfigError(what, "--input -", "write it to a file, and give that")
+        raise ConfigError(problem, "--input -", "write it to a file, and give that")

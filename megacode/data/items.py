@@ -32,6 +32,7 @@ def task_items(name: str, task: Any, limit: int | None = None) -> list[Item]:
 
     It builds the task's requests again, so call it before or after the task runs, not during.
     """
+    # One rank of one: every rank looks for all items, whichever it scores.
     task.build_all_requests(limit=limit, rank=0, world_size=1)
     requests: dict[int, list[Any]] = defaultdict(list)
     for instance in task.instances:
@@ -52,7 +53,7 @@ def items_of(task: str, samples: Iterable[Mapping[str, Any]]) -> list[Item]:
 
     The text is the request followed by the correct answer; among several endings, the target one.
     """
-    return [_item(task, one) for one in samples]
+    return [_item(task, sample) for sample in samples]
 
 
 def _item(task: str, sample: Mapping[str, Any]) -> Item:
@@ -61,12 +62,13 @@ def _item(task: str, sample: Mapping[str, Any]) -> Item:
 
 
 def _text(arguments: Any, target: Any) -> str:
-    requests = [tuple(one) for one in arguments]
+    requests = [tuple(argument) for argument in arguments]
     # lm-eval gives the target as an index, as a digit, as a text, or as a list of texts.
     if isinstance(target, str) and target.isdigit() and len(requests) > int(target):
         target = int(target)
     if isinstance(target, int) and not isinstance(target, bool) and target < len(requests):
         return "".join(part for part in requests[target] if isinstance(part, str))
+    # All requests of an item begin with its question, so any of them tells it.
     question = str(requests[0][0])
     answers = [target] if isinstance(target, str) else list(target) if isinstance(target, (list, tuple)) else []
     answer = next((one for one in answers if isinstance(one, str)), "")

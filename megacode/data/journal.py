@@ -59,20 +59,20 @@ class Journal:
         Raises:
             ConfigError: if the directory holds the unfinished work of another job.
         """
-        found = read_json(self.path)
-        theirs = found.get("facts", {})
+        record = read_json(self.path)
+        theirs = record.get("facts", {})
         # Names of both, so that a setting which only one of them has differs as well.
         differing = [name for name in {**theirs, **self.facts} if theirs.get(name) != self.facts.get(name)]
         # Lines that were skipped are not in the files, and this job must not leave any out.
-        if found and found["place"]["bad_lines"] and not skip_bad_lines:
+        if record and record["place"]["bad_lines"] and not skip_bad_lines:
             differing.append("--skip-bad-lines")
-        if found and not differing and self.resumable:
-            self.record = found
+        if record and not differing and self.resumable:
+            self.record = record
         # Hours of work: only the user may give it up.
-        elif found and not overwrite:
-            what = f"there is unfinished work of another command, which differs in {_listed(differing or ['input'])}"
+        elif record and not overwrite:
+            message = f"there is unfinished work of another command, which differs in {_listed(differing or ['input'])}"
             fix = "run that command again to resume it, or give --overwrite to discard it and start again"
-            raise ConfigError(what, f"--output-prefix ({self.directory})", fix)
+            raise ConfigError(message, f"--output-prefix ({self.directory})", fix)
         return self.record
 
     def begin(self) -> None:

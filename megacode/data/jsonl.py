@@ -161,26 +161,26 @@ def _chunks_in(path: Path, stream: Stream, size: int, start: int, end: int | Non
 def _whole_lines(path: Path, stream: Stream, size: int, counted_from: int = 0) -> Iterator[Chunk]:
     """Cut a stream into chunks of whole lines."""
     size = min(size, LONGEST_LINE)
-    held: list[bytes] = []  # of a line whose end is not read yet; joined once, or long lines would be copied again
+    pieces: list[bytes] = []  # of a line whose end is not read yet; joined once, or long lines would be copied again
     line, offset, position, length, lost = 1, counted_from, stream.position, 0, False
     while block := stream.read(size):
         first, end = block.find(b"\n"), block.rfind(b"\n") + 1
         length += len(block) if first < 0 else first
         if length > LONGEST_LINE and not lost:
             yield Chunk(path, line, b"", stream.position - position, counted_from, offset, length)
-            position, held, lost = stream.position, [], True
+            position, pieces, lost = stream.position, [], True
         if first < 0:
-            held += [] if lost else [block]
+            pieces += [] if lost else [block]
             continue
         if lost:
             # Behind the end of the line that was too long.
             line, offset, block, end, lost = line + 1, offset + length + 1, block[first + 1 :], end - first - 1, False
-        data = b"".join([*held, block[:end]])
-        held, length = [block[end:]], len(block) - end
+        data = b"".join([*pieces, block[:end]])
+        pieces, length = [block[end:]], len(block) - end
         if data:
             yield _chunk(path, line, data, stream.position - position, counted_from, offset)
             line, offset, position = line + data.count(b"\n"), offset + len(data), stream.position
-    if data := b"".join(held):
+    if data := b"".join(pieces):
         yield _chunk(path, line, data, stream.position - position, counted_from, offset)
 
 
@@ -218,19 +218,19 @@ def read_lines(
         if numbered and chunk.counted_from:
             before = lines_before(path, chunk.counted_from) if before is None else before
             chunk = replace(chunk, first_line=chunk.first_line + before, counted_from=0)
-        yield from (replace(found, done=behind) for found in _records(chunk, columns, skip_bad))
+        yield from (replace(records, done=behind) for records in _records(chunk, columns, skip_bad))
 
 
 def _records(chunk: Chunk, columns: Sequence[str] | None, skip_bad: bool) -> Iterator[Records]:
     rows, lines, bad = _parse(chunk, columns, skip_bad)
-    found = Records(chunk.path, chunk.first_line, rows, lines, chunk.read_bytes, len(bad), chunk.counted_from)
+    records = Records(chunk.path, chunk.first_line, rows, lines, chunk.read_bytes, len(bad), chunk.counted_from)
     if bad and not skip_bad:
         if rows:
-            yield replace(found, bad=0)
+            yield replace(records, bad=0)
         raise _bad_line(chunk, bad[0])
     if bad:
-        found = replace(found, skipped=tuple(bad[:EXAMPLES]))
-    yield found
+        records = replace(records, skipped=tuple(bad[:EXAMPLES]))
+    yield records
 
 
 def _bad_line(chunk: Chunk, bad: SkippedRecord) -> DataError:
@@ -246,8 +246,8 @@ _Parsed = tuple[list[dict[str, Any]], list[int], list[SkippedRecord]]
 def _parse(chunk: Chunk, columns: Sequence[str] | None, skip_bad: bool) -> _Parsed:
     """Return the objects of a chunk, their line numbers, and the bad lines with what is wrong; the first, or all."""
     if chunk.too_long:
-        what = f"the line is longer than {LONGEST_LINE:,} bytes"
-        return [], [], [SkippedRecord.of(chunk.first_line, what)]
+        message = f"the line is longer than {LONGEST_LINE:,} bytes"
+        return [], [], [SkippedRecord.of(chunk.first_line, message)]
     lines = chunk.data.split(b"\n")
     # A key may stand twice in one object, and orjson takes the last.
     keys = {_as_key(name) for key in columns or () for name in (key, *key.split("."))}

@@ -72,8 +72,8 @@ def runs_of(texts: Sequence[npt.NDArray[np.int64]], size: int) -> Grams:
     hashes, places, inverse = np.unique(rolling_hashes(ids, size)[begins], return_index=True, return_inverse=True)
     run_of = np.full(len(ids), -1, dtype=np.int64)
     run_of[begins] = inverse
-    found, where = np.zeros(len(hashes), dtype=bool), np.full((len(hashes), 2), -1, dtype=np.int64)
-    return Grams(size, ids, starts, hashes, begins[places], run_of, found, where)
+    occurs, where = np.zeros(len(hashes), dtype=bool), np.full((len(hashes), 2), -1, dtype=np.int64)
+    return Grams(size, ids, starts, hashes, begins[places], run_of, occurs, where)
 
 
 def rolling_hashes(ids: npt.NDArray[np.int64], size: int = NGRAM) -> npt.NDArray[np.uint64]:

@@ -86,6 +86,6 @@ def below(directory: str) -> list[ObjectPath]:
 
 def _pinned(url: str, size: object, etag: object) -> ObjectPath:
     if not etag:
-        what = "the server gives it no ETag, so that a change could not be noticed"
-        raise DataError(what, url, "use storage that gives ETags, or copy it to a local disk")
+        message = "the server gives it no ETag, so that a change could not be noticed"
+        raise DataError(message, url, "use storage that gives ETags, or copy it to a local disk")
     return objects.pinned(url, int(str(size)), str(etag))

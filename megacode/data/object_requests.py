@@ -112,17 +112,17 @@ class Requests:
         return DataError(f"there is no bucket {self.bucket!r}", self.url, fix)
 
     def _denied(self, error: Exception) -> DataError:
-        what = f"access is denied: {_short(error)}"
+        message = f"access is denied: {_short(error)}"
         # S3 answers a missing key with 403 to whoever may not list the bucket.
         fix = f"check the key and the rights of your credentials; {_CREDENTIALS[self._scheme]}"
-        return DataError(what, self.url, fix)
+        return DataError(message, self.url, fix)
 
     def _failed(self, error: Exception, attempts: int) -> DataError:
         if any(host in str(error) for host in _METADATA):
             return DataError("there are no credentials", self.url, _CREDENTIALS[self._scheme])
-        what = f"{counted(attempts, 'attempt')} failed; the last: {_short(error)}"
+        message = f"{counted(attempts, 'attempt')} failed; the last: {_short(error)}"
         fix = f"check {_ENDPOINT[self._scheme]}; objects.retries and objects.timeout set how long is tried"
-        return DataError(what, self.url, fix)
+        return DataError(message, self.url, fix)
 
 
 def _split(url: str) -> tuple[str, str, str]:
@@ -141,8 +141,8 @@ def _library(url: str) -> Any:
         import obstore
         import obstore.store
     except ImportError:
-        what = "object storage is read with the package obstore, which is not installed"
-        raise DataError(what, url, "pip install obstore, or copy the data set to a local disk") from None
+        message = "object storage is read with the package obstore, which is not installed"
+        raise DataError(message, url, "pip install obstore, or copy the data set to a local disk") from None
     return obstore
 
 

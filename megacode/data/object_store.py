@@ -54,8 +54,8 @@ class ObjectStore(Requests):
                 self.asked(lambda: self.library.get(self.store, self.key, options={"range": (0, 1)}))
             return None
         if not about["e_tag"]:
-            what = "the server gives it no ETag, so that a change could not be noticed"
-            raise DataError(what, self.url, "use storage that gives ETags, or copy the data set to a local disk")
+            message = "the server gives it no ETag, so that a change could not be noticed"
+            raise DataError(message, self.url, "use storage that gives ETags, or copy the data set to a local disk")
         return Pin(about["size"], about["e_tag"])
 
     def get(self, first: int, end: int, pin: Pin) -> memoryview:
@@ -86,5 +86,5 @@ class ObjectStore(Requests):
             raise WrongAnswerError(f"{end - first} bytes were asked for, and {len(body)} were sent")
         return body
 
-    def _changed(self, what: str) -> DataError:
-        return DataError(what, self.url, "restore the object, or start again with the new one; nothing was mixed")
+    def _changed(self, message: str) -> DataError:
+        return DataError(message, self.url, "restore the object, or start again with the new one; nothing was mixed")

@@ -61,6 +61,7 @@ class FetchAhead:
 
     def __init__(self, config: RunConfig, tokens: Sequence[ObjectTokens | None]) -> None:
         self._window, self._iterations = config.train.seq_length + 1, config.objects.ahead
+        # Local sources are left to the page cache of the operating system.
         self._tokens = {number: one for number, one in enumerate(tokens) if one is not None}
         self._begun: frozenset[int] = frozenset()
 
@@ -76,6 +77,7 @@ class FetchAhead:
         # The first of them is needed now: its windows are requested together, not one after another.
         near = {clock: windows for clock, *windows in islice(following, self._iterations + 1)}
         for clock, windows in near.items():
+            # Iterations overlap from call to call, and each is asked for once.
             if clock not in self._begun:
                 self.windows(*windows)
         self._begun = frozenset(near)

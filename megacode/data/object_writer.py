@@ -65,8 +65,8 @@ class ObjectWriter(Requests):
             return True
         except self.errors("AlreadyExistsError"):
             # An attempt whose answer was lost may have written it.
-            there = self.fetch()
-            return there is not None and there.content == content
+            stored = self.fetch()
+            return stored is not None and stored.content == content
 
     def replace(self, content: bytes, etag: str) -> bool:
         """Write a small object in place of one version of it; return False where that is no longer there."""
@@ -74,8 +74,8 @@ class ObjectWriter(Requests):
             self._put(content, mode={"e_tag": etag})
             return True
         except (FileNotFoundError, *self.errors("PreconditionError")):
-            there = self.fetch()
-            return there is not None and there.content == content
+            stored = self.fetch()
+            return stored is not None and stored.content == content
 
     def _put(self, content: bytes, mode: Any) -> None:
         self.asked(lambda: self.library.put(self.store, self.key, content, mode=mode), again=False)
@@ -106,25 +106,25 @@ class ObjectWriter(Requests):
         Raises:
             DataError: it is another one.
         """
-        found, size = self.look(), path.stat().st_size
-        if found is None or found.size != size:
-            there = "nothing is there" if found is None else f"it has {found.size:,} bytes"
-            raise self._differs(f"{there}, and the file has {size:,}", path)
+        pin, size = self.look(), path.stat().st_size
+        if pin is None or pin.size != size:
+            state = "nothing is there" if pin is None else f"it has {pin.size:,} bytes"
+            raise self._differs(f"{state}, and the file has {size:,}", path)
         # A local hash costs a second a gigabyte; reading the object back would cost as much as sending it.
-        if found.etag.strip('"') != expected_etag(path) and not self._equal(path, found):
+        if pin.etag.strip('"') != expected_etag(path) and not self._equal(path, pin):
             raise self._differs("its contents differ from the file's", path)
-        return found
+        return pin
 
-    def _differs(self, what: str, path: Path) -> DataError:
-        return DataError(f"the upload failed: {what} ({path})", self.url, "run the same command again")
+    def _differs(self, message: str, path: Path) -> DataError:
+        return DataError(f"the upload failed: {message} ({path})", self.url, "run the same command again")
 
-    def _equal(self, path: Path, found: Pin) -> bool:
-        here, there = xxhash.xxh3_128(), xxhash.xxh3_128()
+    def _equal(self, path: Path, pin: Pin) -> bool:
+        here, remote = xxhash.xxh3_128(), xxhash.xxh3_128()
         with path.open("rb") as file:
-            for first in range(0, found.size, _BLOCK):
+            for first in range(0, pin.size, _BLOCK):
                 here.update(file.read(_BLOCK))
-                there.update(self._reads.get(first, min(found.size, first + _BLOCK), found))
-        return here.digest() == there.digest()
+                remote.update(self._reads.get(first, min(pin.size, first + _BLOCK), pin))
+        return here.digest() == remote.digest()
 
 
 def part_bytes(size: int) -> int:

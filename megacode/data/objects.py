@@ -41,6 +41,7 @@ _lock = threading.Lock()
 def use(settings: Objects) -> None:
     """Set how object storage is read from now on by this process: commands without a config use the defaults."""
     global _settings
+    # Readers that are open stay as they are; the next ones connect with the new settings.
     if settings != _settings:
         forget()
         _settings = settings
@@ -83,9 +84,10 @@ def remote(path: str | os.PathLike[str]) -> RemoteObject:
     return _keep(url, RemoteObject(store, pin, _settings))
 
 
-def _keep(url: str, found: RemoteObject) -> RemoteObject:
+def _keep(url: str, newcomer: RemoteObject) -> RemoteObject:
     with _lock:
-        return _opened.setdefault(url, found)
+        # The first of several that looked at the same time wins, so that all threads see one version.
+        return _opened.setdefault(url, newcomer)
 
 
 def pinned(url: str, size: int, etag: str) -> ObjectPath:
@@ -192,32 +194,32 @@ class RemoteObject:
         """
         numbers = range(first // BLOCK_BYTES, -(-end // BLOCK_BYTES))
         blocks = self._blocks(numbers)
-        found = bytearray(end - first)
+        data = bytearray(end - first)
         for number in numbers:
             start = number * BLOCK_BYTES
             low, high = max(first, start), min(end, start + BLOCK_BYTES)
-            found[low - first : high - first] = blocks[number][low - start : high - start]
-        return found
+            data[low - first : high - first] = blocks[number][low - start : high - start]
+        return data
 
     def _blocks(self, numbers: Iterable[int]) -> dict[int, memoryview]:
-        found: dict[int, memoryview] = {}
+        blocks: dict[int, memoryview] = {}
         missing: list[int] = []
         for number in numbers:
             with self._lock:
                 coming = self._coming.get(number)
             # What failed ahead of time is tried again now: an outage may have passed.
             if coming is not None and coming.exception() is None:
-                found.update(coming.result())
+                blocks.update(coming.result())
             elif (block := self._cache.get(self._key, number)) is not None:
-                found[number] = block
+                blocks[number] = block
             else:
                 missing.append(number)
         runs = _runs(missing)
         # One request is made here; only several are worth the way through the pool, behind those made ahead.
         parts = [self._fetch(runs[0])] if len(runs) == 1 else list(self._pool.map(self._fetch, runs))
         for part in parts:
-            found.update(part)
-        return found
+            blocks.update(part)
+        return blocks
 
     def fetch_ahead(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Begin to fetch ranges of bytes (first, end) into the cache; errors show when they are read."""
@@ -240,17 +242,17 @@ class RemoteObject:
     def _fetch(self, run: _Run) -> dict[int, memoryview]:
         """Return the blocks of a run; those that are not in the cache come in one request, and go there."""
         with self._cache.fetching(self._key, run.first):
-            held = {n: self._cache.get(self._key, n) for n in range(run.first, run.last + 1)}
-            found = {n: block for n, block in held.items() if block is not None}
-            missing = [n for n, block in held.items() if block is None]
+            cached = {n: self._cache.get(self._key, n) for n in range(run.first, run.last + 1)}
+            blocks = {n: block for n, block in cached.items() if block is not None}
+            missing = [n for n, block in cached.items() if block is None]
             if missing:
                 start = missing[0] * BLOCK_BYTES
                 body = self.direct(start, min(self.size, (missing[-1] + 1) * BLOCK_BYTES))
                 for number in range(missing[0], missing[-1] + 1):
                     offset = number * BLOCK_BYTES - start
-                    found[number] = body[offset : offset + BLOCK_BYTES]
-                    self._cache.put(self._key, number, found[number])
-        return found
+                    blocks[number] = body[offset : offset + BLOCK_BYTES]
+                    self._cache.put(self._key, number, blocks[number])
+        return blocks
 
     def direct(self, first: int, end: int) -> memoryview:
         """Return the bytes `first` to `end - 1`, past the cache."""

@@ -65,7 +65,7 @@ def read_rows(
                     yield Records(path, facts["row"], rows[: len(before)], before, 0, done=bad[0][0] - 1)
                 where = f"in the row group of bytes {facts['begin']:,} to {facts['end']:,}"
                 raise DataError(f"{bad[0][1]} ({where})", f"{path}:{bad[0][0]}", _SKIP)
-            skipped = tuple(SkippedRecord.of(number, what) for number, what in bad[:EXAMPLES])
+            skipped = tuple(SkippedRecord.of(number, message) for number, message in bad[:EXAMPLES])
             yield Records(path, facts["row"], rows, lines, facts["bytes"], len(bad), done=last, skipped=skipped)
         child.check(path)
 
@@ -94,8 +94,8 @@ def _rows_one_by_one(batch: Any, numbers: range) -> tuple[list[dict[str, Any]], 
             for name, column in zip(batch.schema.names, batch.columns, strict=True):
                 row[name] = column[place].as_py()
         except UnicodeDecodeError as error:
-            what = f"the key {name!r} is not UTF-8: {error.reason} at its byte {error.start + 1}"
-            bad.append((number, what))
+            message = f"the key {name!r} is not UTF-8: {error.reason} at its byte {error.start + 1}"
+            bad.append((number, message))
             continue
         rows.append(row)
         lines.append(number)
@@ -133,13 +133,15 @@ class _Child:
             return
         # A file and no pipe: a child that writes many errors would block on a full one.
         self.errors.seek(0)
-        said = self.errors.read().decode(errors="replace").strip()
+        message = self.errors.read().decode(errors="replace").strip()
         if code == UNSUITABLE:
-            raise DataError(said, str(path), "name other keys, or convert the file")
+            raise DataError(message, str(path), "name other keys, or convert the file")
         # Python's sign for an end by a signal: pyarrow aborted or crashed.
         if code < 0:
-            said = f"pyarrow crashed on it ({signal.Signals(-code).name})"
-        raise DataError(f"it cannot be read: {said}; the file has {path.stat().st_size:,} bytes", str(path), _DAMAGED)
+            message = f"pyarrow crashed on it ({signal.Signals(-code).name})"
+        raise DataError(
+            f"it cannot be read: {message}; the file has {path.stat().st_size:,} bytes", str(path), _DAMAGED
+        )
 
 
 @contextmanager

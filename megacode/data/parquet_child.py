@@ -78,14 +78,14 @@ class Served(io.RawIOBase):
         view = memoryview(buffer).cast("B")
         view = view[: max(0, min(len(view), self._size - self._at))]
         self._socket.sendall(struct.pack("<QQ", self._at, len(view)))
-        done = 0
-        while done < len(view):
-            read = self._socket.recv_into(view[done:])
+        filled = 0
+        while filled < len(view):
+            read = self._socket.recv_into(view[filled:])
             if not read:
                 raise OSError("the connection to the process that reads the object has ended")
-            done += read
-        self._at += done
-        return done
+            filled += read
+        self._at += filled
+        return filled
 
 
 def main(
@@ -180,8 +180,8 @@ def _plain(name: str, kind: Any) -> Any:
         return kind
     if types.is_temporal(kind) and not types.is_duration(kind):
         return pyarrow.string()
-    what = f"its column {name!r} holds {kind}, which is not supported"
-    raise UnsuitableError(f"{what}: texts are string or large_string")
+    message = f"its column {name!r} holds {kind}, which is not supported"
+    raise UnsuitableError(f"{message}: texts are string or large_string")
 
 
 def _write(out: Any, file: Any, group: Group, schema: Any, columns: Sequence[str] | None, done: int) -> None:

@@ -197,10 +197,10 @@ class _LocalText(Divided):
         plans = [self._plan(*ends, texts) for ends in pairwise(places)]
         # All ends of the three parts in one call: each call has a cost of its own.
         encoded = self._encoder.tokenizer.encode_each(texts)
-        found = [
+        part_tokens = [
             [token for item in plan for token in (encoded[item] if isinstance(item, int) else item)] for plan in plans
         ]
-        return found[0], found[1], found[2]
+        return part_tokens[0], part_tokens[1], part_tokens[2]
 
     def _place(self, character: int) -> _Place:
         if character == self.characters:
@@ -273,13 +273,13 @@ def _is_word(token: Mapping[str, Any]) -> bool:
 def _token_bytes(tokenizer: HuggingFaceTokenizer) -> list[bytes]:
     """Return the bytes of each id of a byte-level tokenizer; none: it stands for no text."""
     table = _byte_of_character()
-    found = [b""] * tokenizer.vocab_size
+    token_bytes = [b""] * tokenizer.vocab_size
     added = set(tokenizer.added)
     for token, number in tokenizer.vocabulary().items():
         known = token in added or all(character in table for character in token)
         if known and token not in tokenizer.specials:
-            found[number] = token.encode() if token in added else bytes(table[character] for character in token)
-    return found
+            token_bytes[number] = token.encode() if token in added else bytes(table[character] for character in token)
+    return token_bytes
 
 
 def _byte_of_character() -> dict[str, int]:

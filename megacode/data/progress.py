@@ -70,5 +70,5 @@ def tell_skipped(of: str, count: int, examples: Sequence[str]) -> None:
         count: how many.
         examples: some of them, in words.
     """
-    shown = "".join(f"\n    {one}" for one in examples)
+    shown = "".join(f"\n    {example}" for example in examples)
     _LOG.warning("%sskipped %s bad records; the first of them: %s", of, f"{count:,}", shown)

@@ -33,8 +33,8 @@ def recipe_files(directory: Path) -> list[Path] | None:
             return _files(corpus, manifest)
         facts = read_json(corpus.parent / _FACTS) if corpus.name == _CORPUS else {}
         if "recipe" in facts and "shards" in facts and not (corpus / MANIFEST).exists():
-            what = "a recipe writes its corpus here, and has not finished"
-            raise DataError(what, str(directory), "run `megacode data corpus` with the recipe again; it resumes")
+            message = "a recipe writes its corpus here, and has not finished"
+            raise DataError(message, str(directory), "run `megacode data corpus` with the recipe again; it resumes")
     return None
 
 
@@ -48,8 +48,10 @@ def _files(corpus: Path, manifest: Json) -> list[Path]:
     for item in sorted(manifest["outputs"], key=lambda item: str(item["path"])):
         path = corpus / item["path"]
         if not path.is_file() or path.stat().st_size != item["file_bytes"]:
-            what = "it is missing" if not path.exists() else f"it does not have the {item['file_bytes']:,} bytes it had"
-            raise DataError(f"{what} when its recipe ended", str(path), "run the recipe again with --overwrite")
+            message = (
+                "it is missing" if not path.exists() else f"it does not have the {item['file_bytes']:,} bytes it had"
+            )
+            raise DataError(f"{message} when its recipe ended", str(path), "run the recipe again with --overwrite")
         sources.setdefault(item["source"], []).append(item)
     kept = {name: items for name, items in sources.items() if not name.endswith(HELD_OUT)}
     _tell(corpus, kept, [name for name in sources if name not in kept])

@@ -136,7 +136,7 @@ def check_characters(row: Mapping[str, Any], keys: Sequence[str] | None) -> None
             # Encoding is the check: JSON may escape half of a surrogate pair, and UTF-8 has none.
             (key + (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))).encode()
         except UnicodeEncodeError:
-            what = "holds an unpaired surrogate, which is not a valid character"
-            raise ValueError(f"the key {key!r} {what}") from None
+            message = "holds an unpaired surrogate, which is not a valid character"
+            raise ValueError(f"the key {key!r} {message}") from None
         except RecursionError:
             raise ValueError(f"the key {key!r} is nested too deeply") from None

@@ -49,13 +49,13 @@ def reserved_tokens(names: Sequence[str]) -> tuple[str, ...]:
     groups = [name for name in names if not name.startswith("<")]
     for name in groups:
         if name not in GROUPS:
-            what = f"there is no group {name!r} of control tokens"
-            raise ConfigError(what, "--reserve", did_you_mean(name, [*GROUPS]))
+            message = f"there is no group {name!r} of control tokens"
+            raise ConfigError(message, "--reserve", did_you_mean(name, [*GROUPS]))
     for token in own:
         # The split pattern ends words before `>`, so that no merge of a text makes a token with a letter in it.
         if not _TOKEN.fullmatch(token) or _TAKEN.fullmatch(token):
-            what = f"{token!r} cannot be reserved" if _TOKEN.fullmatch(token) else f"{token!r} is no name of a token"
+            message = f"{token!r} cannot be reserved" if _TOKEN.fullmatch(token) else f"{token!r} is no name of a token"
             fix = "write a name of letters, digits and _ | . : / - in <>, such as <my_token>, that no tokenizer uses"
-            raise ConfigError(what, "--reserve", fix)
+            raise ConfigError(message, "--reserve", fix)
     tokens = [token for group, of_group in GROUPS.items() if group in groups for token in of_group]
     return tuple(dict.fromkeys([*tokens, *own]))

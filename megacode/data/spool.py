@@ -101,5 +101,5 @@ def check_kept(path: Path, kept: int) -> None:
     """Refuse a file of unfinished work with less than its record says: cutting it would fill it up with zeros."""
     size = path.stat().st_size if path.exists() else 0
     if size < kept:
-        what = f"this file of unfinished work has {size:,} bytes, but its record says {kept:,}"
-        raise DataError(what, str(path), f"remove {path.parent}, then run the same command again")
+        message = f"this file of unfinished work has {size:,} bytes, but its record says {kept:,}"
+        raise DataError(message, str(path), f"remove {path.parent}, then run the same command again")

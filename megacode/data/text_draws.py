@@ -76,6 +76,7 @@ class TextSource:
         if not _WEIGHT.fullmatch(weight):
             fix = f"{_FORM}; a weight is a number from 0 to 999,999,999"
             raise ConfigError(f"{weight!r} is not a weight", f"--source {name}", fix)
+        # `Fraction` reads decimal text exactly.
         return TextSource(name.strip(), Fraction(weight), (pattern,))
 
 
@@ -86,8 +87,8 @@ def sources_of(inputs: Sequence[str], settings: Sequence[str]) -> list[TextSourc
         ConfigError: both are given, or neither; a source is not of the form NAME=WEIGHT:GLOB, or given twice.
     """
     if bool(inputs) == bool(settings):
-        what = "give either --input or --source" if inputs else "there is no input"
-        raise ConfigError(what, "--source", f"give --input FILE, or {_FORM.removeprefix('write ')}")
+        message = "give either --input or --source" if inputs else "there is no input"
+        raise ConfigError(message, "--source", f"give --input FILE, or {_FORM.removeprefix('write ')}")
     if inputs:
         return [TextSource("input", Fraction(1), tuple(inputs), "--input")]
     sources = [TextSource.parse(setting) for setting in settings]
@@ -187,7 +188,7 @@ def draw(
     """
     files = files_of(sources)
     total = sum((source.weight for source in sources), Fraction(0))
-    found, parts = [], []
+    drawn_by_source, parts = [], []
     with PassProgress("reading", sum(sum(sizes_of(paths)) for paths in files)) as progress:
         for source, paths in zip(sources, files, strict=True):
             share = math.floor(max_bytes * source.weight / total) if total else 0
@@ -196,24 +197,24 @@ def draw(
                 key = xxhash.xxh3_64_intdigest(b"\0".join(text), (seed + _OWN) % _KEYS)
                 (held_out if key < _TRAINED_FROM else training).offer(key, text)
             if not drawn.documents:
-                what = f"{source.called} contains no text"
-                raise DataError(what, " ".join(source.patterns), "check the input and its keys")
+                message = f"{source.called} contains no text"
+                raise DataError(message, " ".join(source.patterns), "check the input and its keys")
             drawn.held_out = held_out.take(held_out_bytes)
             drawn.held_out_bytes = sum(map(_size, drawn.held_out))
             _tell(drawn)
-            found.append(drawn)
+            drawn_by_source.append(drawn)
             parts.append(training)
     if max_bytes:
-        _share_out(found, parts, max_bytes, total)
-    return found
+        _share_out(drawn_by_source, parts, max_bytes, total)
+    return drawn_by_source
 
 
 def _tell(drawn: Drawn) -> None:
     if drawn.bad:
         tell_skipped(f"{drawn.source.called}: ", drawn.bad, drawn.examples)
     if not drawn.held_out:
-        what = "%s: none of its %s documents is held out, so its bytes per token are not measured"
-        _LOG.warning(what, drawn.source.called, f"{drawn.documents:,}")
+        message = "%s: none of its %s documents is held out, so its bytes per token are not measured"
+        _LOG.warning(message, drawn.source.called, f"{drawn.documents:,}")
 
 
 def files_of(sources: Sequence[TextSource]) -> list[list[Path]]:
@@ -227,24 +228,28 @@ def files_of(sources: Sequence[TextSource]) -> list[list[Path]]:
     owners: dict[Path, str] = {}
     for source, paths in zip(sources, files, strict=True):
         for path in paths:
+            # Resolved: a link to a file of another source would draw its documents twice.
             owner = owners.setdefault(path.resolve(), source.name)
             if owner != source.name:
-                what = f"{path} is in the source {owner} as well"
-                raise ConfigError(what, f"{source.option} {source.name}", "list each file in one source")
+                message = f"{path} is in the source {owner} as well"
+                raise ConfigError(message, f"{source.option} {source.name}", "list each file in one source")
     return files
 
 
-def _share_out(found: Sequence[Drawn], parts: Sequence[SmallestKeys], max_bytes: int, total: Fraction) -> None:
+def _share_out(
+    drawn_by_source: Sequence[Drawn], parts: Sequence[SmallestKeys], max_bytes: int, total: Fraction
+) -> None:
     """Give every source its share of the bytes, or of as many as the scarcest source allows."""
-    weighted = [(drawn, part) for drawn, part in zip(found, parts, strict=True) if drawn.source.weight]
+    weighted = [(drawn, part) for drawn, part in zip(drawn_by_source, parts, strict=True) if drawn.source.weight]
     for drawn, part in weighted:
         if not part.offered_bytes:
-            what = f"{drawn.source.called} has no documents to train on: all {drawn.documents:,} are held out"
-            raise DataError(what, " ".join(drawn.source.patterns), "give more documents, or another --seed")
+            message = f"{drawn.source.called} has no documents to train on: all {drawn.documents:,} are held out"
+            raise DataError(message, " ".join(drawn.source.patterns), "give more documents, or another --seed")
     # How much all may give so that this source's share is what it has.
     limits = [part.offered_bytes * total / drawn.source.weight for drawn, part in weighted]
     most = min([Fraction(max_bytes), *limits])
     for drawn, part in weighted:
+        # Exact fractions up to here: with floats, the last document could be cut at another byte.
         drawn.training = part.take(math.floor(most * drawn.source.weight / total))
         drawn.trained_bytes = sum(map(_size, drawn.training))
     if most < max_bytes and len(weighted) > 1:
@@ -299,6 +304,7 @@ def _cut(text: Text, most: int) -> Text:
         return text
     kept = []
     for part in text:
+        # A character that the cut divides is left out: what remains must be valid text.
         kept.append(part[:most].decode(errors="ignore").encode())
         most -= len(part)
         if most <= 0:

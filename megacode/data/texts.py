@@ -54,18 +54,19 @@ class Texts:
     @staticmethod
     def of(documents: Sequence[Sequence[Part]]) -> Texts:
         """Return the texts of documents that are lists of parts; see the module."""
-        found = Texts(counts=[], parts=[])
-        assert found.counts is not None
-        assert found.parts is not None
+        texts_read = Texts(counts=[], parts=[])
+        assert texts_read.counts is not None
+        assert texts_read.parts is not None
         for document in documents:
-            first = len(found.texts)
-            found.texts += [part if isinstance(part, str) else "" for part in document]
+            first = len(texts_read.texts)
+            texts_read.texts += [part if isinstance(part, str) else "" for part in document]
             controls = [(first + n, part) for n, part in enumerate(document) if isinstance(part, ControlToken)]
-            found.controls += controls
+            texts_read.controls += controls
             # One control token makes the whole list one sequence.
-            found.parts += [len(document)] if controls else [1] * len(document)
-            found.counts.append(1 if controls else len(document))
-        return found if found.controls else Texts(found.texts, found.counts)
+            texts_read.parts += [len(document)] if controls else [1] * len(document)
+            texts_read.counts.append(1 if controls else len(document))
+        # Without control tokens `parts` would be all ones, and `joined` has a quick path for None.
+        return texts_read if texts_read.controls else Texts(texts_read.texts, texts_read.counts)
 
     def joined(self, flat: Any, offsets: Any, ids: dict[str, int]) -> Encoded:
         """Put control tokens into encoded texts, and join the texts of each sequence.
@@ -82,6 +83,7 @@ class Texts:
             return flat, offsets
         places = np.array([place for place, _ in self.controls])
         tokens = np.array([ids[control.name] for _, control in self.controls], dtype=flat.dtype)
+        # All at once: an insertion for each token would copy the batch each time.
         flat = np.insert(flat, offsets[places], tokens)
         # Each text begins later by the number of control tokens before it.
         before = np.searchsorted(places, np.arange(len(offsets)))
@@ -114,6 +116,7 @@ def id_of(value: Any, key: str) -> str:
     Raises:
         ValueError: it is neither; the message says why.
     """
+    # In Python `True` is an integer.
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str) or not value:
@@ -193,6 +196,7 @@ def _texts_one_by_one(records: Records, keys: Sequence[str], skip: bool, id_key:
             continue
         for key, document in parts.items():
             documents[key].append(document)
+    # Only whole records are in: one bad key drops the record from all of its data sets, which stay parallel.
     texts = {key: Texts.of(column) for key, column in documents.items()}
     skipped = sorted([*records.skipped, *own], key=lambda one: one.line)
     return Parsed(texts, Ids.of(ids) if id_key else None, bad, tuple(skipped[:EXAMPLES]))

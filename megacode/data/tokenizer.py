@@ -108,8 +108,8 @@ class Tokenizer(ABC):
 
     def encode_each(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each of some short texts, by the reference encoder and in the calling thread alone."""
-        found: list[list[int]] = self.reference.encode_each(texts)
-        return found
+        ids: list[list[int]] = self.reference.encode_each(texts)
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of some ids."""

@@ -115,15 +115,15 @@ def train_tokenizers(
         refuse_existing([output / name for output in outputs.values() for name in _WRITTEN], overwrite, "--output")
         drawn = draw(sources, keys, max_bytes, seed, skip_bad=skip_bad)
         facts = {"seed": seed, "keys": list(keys), "max_bytes": max_bytes, "reserved": list(reserved)}
-        made = _train(kind, drawn, outputs, facts)
-    return made
+        trained = _train(kind, drawn, outputs, facts)
+    return trained
 
 
 def _train(kind: str, drawn: list[Drawn], outputs: Mapping[int, Path], facts: dict[str, Any]) -> list[TrainedTokenizer]:
     """Train on what was drawn, check and measure each tokenizer, and publish all of them at the end."""
     texts = [text for source in drawn for text in source.training]
     train = train_huggingface if kind == "huggingface" else train_sentencepiece
-    found = []
+    measurements = []
     with ExitStack() as stack:
         directories = {size: stack.enter_context(atomic_path(output)) for size, output in outputs.items()}
         stack.enter_context(bar(f"training {', '.join(map(str, outputs))} tokens"))
@@ -135,11 +135,11 @@ def _train(kind: str, drawn: list[Drawn], outputs: Mapping[int, Path], facts: di
             _prove(tokenizer, texts, vocab_size, len(facts["reserved"]))
             measured = measure(tokenizer, drawn)
             write_json(directory / TRAINING, _record(facts, measured, drawn))
-            found.append(measured)
+            measurements.append(measured)
     loaded = [_load(kind, output) for output in outputs.values()]
     return [
         TrainedTokenizer(one, drawn, replace(measured, tokenizer=one))
-        for one, measured in zip(loaded, found, strict=True)
+        for one, measured in zip(loaded, measurements, strict=True)
     ]
 
 
@@ -149,8 +149,8 @@ def _refuse_nested(outputs: Sequence[Path]) -> None:
     for number, place in enumerate(places):
         others = places[:number] + places[number + 1 :]
         if any(other in (place, *place.parents) for other in others):
-            what = f"{outputs[number]} is, or lies in, the directory of another tokenizer"
-            raise ConfigError(what, "--output", "give each vocabulary size a directory of its own")
+            message = f"{outputs[number]} is, or lies in, the directory of another tokenizer"
+            raise ConfigError(message, "--output", "give each vocabulary size a directory of its own")
 
 
 def _check(sources: Sequence[TextSource], vocab_size: int, reserved: int, max_bytes: int, output: Path) -> None:
@@ -163,9 +163,9 @@ def _check(sources: Sequence[TextSource], vocab_size: int, reserved: int, max_by
         raise ConfigError("all weights are 0", "--source", "give the sources to train on a weight above 0")
     others = sorted(item.name for item in output.glob("*") if item.name not in _WRITTEN)
     if others or output.is_file():
-        what = f"it exists and contains {', '.join(others[:3])}" if others else "it is a file"
+        message = f"it exists and contains {', '.join(others[:3])}" if others else "it is a file"
         raise ConfigError(
-            what, f"--output {output}", "give a directory that holds only the tokenizer; it is replaced as a whole"
+            message, f"--output {output}", "give a directory that holds only the tokenizer; it is replaced as a whole"
         )
     _refuse_output_among_inputs(sources, output)
     refuse_unwritable(output, "--output", directory=True)
@@ -182,8 +182,8 @@ def _refuse_output_among_inputs(sources: Sequence[TextSource], output: Path) -> 
     for directory in directories:
         if directory.resolve() in (place, *place.parents):
             fix = "choose a directory elsewhere, or give the input as a glob of its files"
-            what = f"it lies in the input {directory}, and would be read as text the next time"
-            raise ConfigError(what, f"--output {output}", fix)
+            message = f"it lies in the input {directory}, and would be read as text the next time"
+            raise ConfigError(message, f"--output {output}", fix)
 
 
 def _smallest(reserved: int) -> int:
@@ -212,17 +212,17 @@ def _record(facts: dict[str, Any], measured: Measured, drawn: Sequence[Drawn]) -
         }
         for source in drawn
     ]
-    made = {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "hash": tokenizer.hash}
-    return {**made, **facts, "library": {library: version(library)}, "sources": sources}
+    facts_of_tokenizer = {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "hash": tokenizer.hash}
+    return {**facts_of_tokenizer, **facts, "library": {library: version(library)}, "sources": sources}
 
 
 def _prove(tokenizer: Tokenizer, texts: Sequence[Text], vocab_size: int, reserved: int) -> None:
     """Check the size, and that decoding returns each text."""
     if tokenizer.vocab_size != vocab_size:
-        what = f"the input yields {tokenizer.vocab_size} tokens, not {vocab_size}"
+        message = f"the input yields {tokenizer.vocab_size} tokens, not {vocab_size}"
         smaller = f"use --vocab-size {tokenizer.vocab_size}, or more text"
         enough = tokenizer.vocab_size >= _smallest(reserved)
-        raise DataError(what, "--vocab-size", smaller if enough else "give more text, or more varied text")
+        raise DataError(message, "--vocab-size", smaller if enough else "give more text, or more varied text")
     step = max(1, len(texts) // _PROVEN_TEXTS)
     some = [part.decode() for text in texts[::step] for part in text]
     for text in pieces(some, _PROVEN_CHARACTERS, _PROVEN_CHARACTERS // _PROVEN_TEXTS):

@@ -85,6 +85,7 @@ class Unread:
         """Return first token and end of the stretches of some tokens that training data hold, and that count."""
         steps = np.zeros(len(ids) + self._size + 1, dtype=np.int64)
         begins = np.flatnonzero(self._known(ids))
+        # +1 where a known run begins and -1 behind its end: the running sum is positive inside of any of them.
         steps[begins] += 1
         steps[begins + self._size] -= 1
         return [
@@ -96,6 +97,7 @@ class Unread:
     def _known(self, ids: Tokens) -> npt.NDArray[np.bool_]:
         """Return which runs of some tokens training data hold, bool [runs]."""
         hashes = rolling_hashes(ids, self._size)
+        # `searchsorted` would give place -1 of an empty array.
         if not len(self._found):
             return np.zeros(len(hashes), dtype=bool)
         places = np.minimum(np.searchsorted(self._found, hashes), len(self._found) - 1)
@@ -109,5 +111,6 @@ def _spread(tokens: int, budget: int) -> Iterator[tuple[int, int]]:
         return
     count = max(1, budget // _STRETCH)
     for number in range(count):
+        # Evenly spread and not drawn: the same items come out each time.
         first = tokens * number // count
         yield first, min(tokens, first + _STRETCH)

@@ -60,14 +60,14 @@ def as_the_run_asks(run: Path, choices: ScoringOptions, keep: bool) -> tuple[str
     if wanted is None:
         return "demo", choices, keep
     # `or`: an option that the user left at its default takes the run's value.
-    made = replace(
+    merged = replace(
         choices,
         limit=choices.limit or wanted.limit,
         without=choices.without or wanted.without,
         run_code=choices.run_code or wanted.run_generated_code,
         backend=choices.backend or wanted.backend,
     )
-    return wanted.suite, made, keep or wanted.keep_exports
+    return wanted.suite, merged, keep or wanted.keep_exports
 
 
 def score_checkpoints(
@@ -105,7 +105,7 @@ def score_checkpoints(
     suite_of(suite, checkpoints[0], choices)  # before anything is exported
     # New documents, existing ones, and failures; only failures raise, and only at the end.
     documents: list[dict[str, Any]] = []
-    there: list[dict[str, Any]] = []
+    existing: list[dict[str, Any]] = []
     failed: list[MegacodeError] = []
     with _ended_by_sigterm():
         for checkpoint in checkpoints:
@@ -115,7 +115,7 @@ def score_checkpoints(
                 continue
             try:
                 document, is_new = _score_one(checkpoint, suite, choices, out, keep_exports, score, again)
-                (documents if is_new else there).append(document)
+                (documents if is_new else existing).append(document)
             except (CheckpointError, VerificationError) as error:
                 failed.append(error)
                 if len(checkpoints) > 1:
@@ -128,7 +128,7 @@ def score_checkpoints(
         problems: list[Problem] = [problem for error in failed for problem in error.problems]
         # One exit code for all: the most serious one.
         raise max(failed, key=lambda error: error.exit_code).__class__(problems=problems)
-    return there if len(checkpoints) == 1 and there else documents
+    return existing if len(checkpoints) == 1 and existing else documents
 
 
 def _refuse_ranks() -> None:
@@ -188,6 +188,7 @@ def is_scored(state: TrainState, suite: Suite, out: Path, choices: ScoringOption
     allowed = choices.run_code or suite.unsafe_code
     # Tasks that are excluded now too do not make the file incomplete.
     whole = all(task in choices.without or (why == RUN_CODE and not allowed) for task, why in left_out.items())
+    # A file without a limit has all items, so it answers any limit.
     same = document.get("suite_sha256") == suite.files_digest() and limit in (None, choices.limit)
     return whole and same and facts.get("checkpoint_seal") == state.seal
 
@@ -213,6 +214,7 @@ def _exported(run: RunDir, checkpoint: Path, state: TrainState, keep: bool) -> I
     for left in (temporary, *temporary.parent.glob(f".{temporary.name}.*")):  # left behind by a killed process
         remove(left)
     log.info("exporting %s to score it", checkpoint)
+    # `force` only for a kept export: an older one of the same iteration, from before a rollback, is replaced.
     to_hf(checkpoint, target, force=keep)
     try:
         yield target

@@ -30,10 +30,10 @@ def decontamination(run_dir: Path | None, tasks: Mapping[str, Any]) -> Json:
     try:
         config = load_config(RunDir(run_dir).config)
         objects.use(config.objects)
-        made = {name: manifests.read(source.path) for name, source in config.sources.items()}
+        by_source = {name: manifests.read(source.path) for name, source in config.sources.items()}
     except MegacodeError as error:
         return {"known": False, "why": " ".join(str(error).split())}
-    clean = {name: _digests(manifest) for name, manifest in made.items()}
+    clean = {name: _digests(manifest) for name, manifest in by_source.items()}
     missing: dict[str, list[str]] = {}
     # Hashing questions takes seconds for the largest suites: only where a source could be clean of them.
     for task in tasks if any(clean.values()) else ():

@@ -82,9 +82,9 @@ def _checkpoint_of(place: Path) -> Path:
     except CheckpointError as error:
         if not place.is_dir() or RunDir(place).config.exists():
             raise
-        what = "it is neither an exported model (no config.json) nor a run with a checkpoint"
+        message = "it is neither an exported model (no config.json) nor a run with a checkpoint"
         fix = "give a directory that `megacode convert to-hf` wrote, or a run directory"
-        raise CheckpointError(what, str(place), fix) from error
+        raise CheckpointError(message, str(place), fix) from error
 
 
 def _export(checkpoint: Path, target: Path) -> None:
@@ -95,8 +95,8 @@ def _export(checkpoint: Path, target: Path) -> None:
         to_hf(checkpoint, target, force=target.exists())
     except (OSError, ConfigError) as error:
         if not checkpoint.exists():
-            what, fix = "the live run deleted this checkpoint during the export", "run the same command again"
-            raise CheckpointError(what, str(checkpoint), fix) from error
+            message, fix = "the live run deleted this checkpoint during the export", "run the same command again"
+            raise CheckpointError(message, str(checkpoint), fix) from error
         fix = f"export it elsewhere: megacode convert to-hf {checkpoint} OUT, then megacode generate OUT"
         why = error.strerror if isinstance(error, OSError) else error.problems[0].what
         raise CheckpointError(f"the export cannot be written: {why}", str(target), fix) from error
@@ -142,8 +142,8 @@ class TextWriter:
         if begin is not None and (ours or not ids) and ids[:1] != [begin]:
             ids = [begin, *ids]
         if not ids:
-            what = "the prompt is empty, and this model has no begin-of-text token"
-            raise ConfigError(what, "--prompt", "give some text to continue")
+            message = "the prompt is empty, and this model has no begin-of-text token"
+            raise ConfigError(message, "--prompt", "give some text to continue")
         return ids
 
     def chat_ids(self, turns: Turns) -> list[int]:
@@ -154,8 +154,8 @@ class TextWriter:
         """
         # Pre-trained models have none, as a rule.
         if not getattr(self._tokenizer, "chat_template", None):
-            what = "this model has no chat template: it was trained on plain text, or its tokenizer lacks one"
-            raise ConfigError(what, f"--chat with {self._where}", "omit --chat: the model then continues a text")
+            message = "this model has no chat template: it was trained on plain text, or its tokenizer lacks one"
+            raise ConfigError(message, f"--chat with {self._where}", "omit --chat: the model then continues a text")
         ids = self._tokenizer.apply_chat_template(list(turns), add_generation_prompt=True, tokenize=True,
                                                   return_dict=False)  # fmt: skip
         return list(ids)
@@ -167,8 +167,8 @@ class TextWriter:
             DataError: it does not.
         """
         if self.context is not None and len(ids) >= self.context:
-            what = f"the prompt has {len(ids)} tokens, but the model's context only {self.context}"
-            raise DataError(what, str(self._where), f"shorten the prompt to {self.context - 1} tokens or fewer")
+            message = f"the prompt has {len(ids)} tokens, but the model's context only {self.context}"
+            raise DataError(message, str(self._where), f"shorten the prompt to {self.context - 1} tokens or fewer")
 
     def write(self, ids: Sequence[int], sampling: Sampling, number: int = 0) -> GeneratedText:
         """Return a text that continues a prompt; its pieces arrive as they are generated.
@@ -214,10 +214,10 @@ class GeneratedText:
 
         generator = torch.Generator().manual_seed(self.seed)
         # The first pass reads the whole prompt, later ones a single token.
-        given, cache = self._ids, None
+        new_ids, cache = self._ids, None
         for _ in range(min(self._room, self._sampling.max_new_tokens)):
             with torch.inference_mode():
-                ids = torch.tensor([given], device=self._model.device)
+                ids = torch.tensor([new_ids], device=self._model.device)
                 output = self._model(ids, past_key_values=cache, use_cache=True)
             token = choose(output.logits[0, -1].float().cpu(), self._sampling, generator)
             if token in self._ends:
@@ -225,7 +225,7 @@ class GeneratedText:
                 return
             self.tokens += 1
             yield token
-            given, cache = [token], output.past_key_values
+            new_ids, cache = [token], output.past_key_values
         # Which limit came first decides how the text is reported.
         self.ended = "context" if self._room < self._sampling.max_new_tokens else "max_new_tokens"
 

@@ -104,8 +104,12 @@ def evaluate(
         DataError: if a task's data cannot be loaded.
     """
     choices = choices or ScoringOptions()
-    made = evaluate_many([hf_dir], suite, [out], choices)
-    return made[0] if made else read_score_file(out or default_out(hf_dir, suite_of(suite, hf_dir, choices).name))
+    documents = evaluate_many([hf_dir], suite, [out], choices)
+    return (
+        documents[0]
+        if documents
+        else read_score_file(out or default_out(hf_dir, suite_of(suite, hf_dir, choices).name))
+    )
 
 
 def evaluate_many(
@@ -129,8 +133,8 @@ def evaluate_many(
     outs = outs or [None] * len(hf_dirs)
     with scoring_ranks() as ranks:
         if choices.backend == "vllm" and ranks.world_size > 1:
-            what = f"vLLM scores in one process, not on {ranks.world_size} ranks"
-            raise ConfigError(what, "--backend vllm", "remove --nproc")
+            message = f"vLLM scores in one process, not on {ranks.world_size} ranks"
+            raise ConfigError(message, "--backend vllm", "remove --nproc")
         # The first rank alone writes the demo's items; the others wait here, then read them.
         ranks.broadcast([suite_of(suite, hf_dir, choices) for hf_dir in hf_dirs] if ranks.first else None)
         suites = [suite_of(suite, hf_dir, choices) for hf_dir in hf_dirs]  # the first rank has made the items by now
@@ -168,8 +172,8 @@ def prefetch_suite(suite: str | Path, verbose: bool = False) -> list[str]:
 
 def suite_of(suite: str | Path | None, hf_dir: Path, choices: ScoringOptions) -> Suite:
     """Return the suite to run on a model or a checkpoint, with the texts that were chosen."""
-    found = Suite("texts", (), ()) if suite is None else load_suite(suite, hf_dir, choices.tasks_dir)
-    return found.with_texts(choices.texts)
+    loaded = Suite("texts", (), ()) if suite is None else load_suite(suite, hf_dir, choices.tasks_dir)
+    return loaded.with_texts(choices.texts)
 
 
 def _score_all(
@@ -222,11 +226,13 @@ def _score(
     start, (device, target, ranks) = time.perf_counter(), where
     model, parameters, dtype = _load(hf_dir, choices, device)
     facts = ranks.broadcast(model_facts(hf_dir) if ranks.first else None)
+    # `cuda`, not `cuda:1`: a task that was kept on another GPU of the node is valid here. Batch size and number of
+    # ranks are not in the identity either, since they change results by rounding at most.
     settings = {"limit": choices.limit, "device": device.partition(":")[0], "dtype": dtype}
     settings["backend"] = choices.backend or "hf"
-    made = provenance()
+    origin = provenance()
     # Results that were kept by an earlier, interrupted call count only under the same identity.
-    identity = {"model": facts, "suite": suite.files_digest(), "settings": settings, "versions": made["versions"]}
+    identity = {"model": facts, "suite": suite.files_digest(), "settings": settings, "versions": origin["versions"]}
     identity["clusters"] = suite.clusters
     partial, parts = Partial(target, identity), {}
     for name, task in tasks.items():
@@ -236,6 +242,7 @@ def _score(
             if ranks.first:
                 partial.keep(name, part)
         parts[name] = part
+    # The report's sample texts are written with transformers' own model, which vLLM does not have.
     if ranks.first and choices.backend != "vllm":
         write_samples(TextWriter(model.model, model.tokenizer, hf_dir), run_of(hf_dir), facts)
     scores = {name: part["scores"] for name, part in parts.items()}
@@ -250,7 +257,7 @@ def _score(
         "suite_sha256": suite.files_digest(),
         "settings": {**settings, "batch_size": choices.batch_size, "ranks": ranks.world_size},
         "seconds": round(time.perf_counter() - start, 3),
-        **made,
+        **origin,
     }
     return document, [line for part in parts.values() for line in part["lines"]]
 
@@ -264,10 +271,10 @@ def _load(hf_dir: Path, choices: ScoringOptions, device: str) -> tuple[Any, int,
 
 
 def _run_task(
-    model: Any, what: tuple[str, Any, str | None], choices: ScoringOptions, ranks: ScoringRanks
+    model: Any, job: tuple[str, Any, str | None], choices: ScoringOptions, ranks: ScoringRanks
 ) -> FinishedTask:
     """Run this rank's share of a task; return all ranks' results on rank 0, the same keys without numbers elsewhere."""
-    (name, task, cluster), start = what, time.perf_counter()
+    (name, task, cluster), start = job, time.perf_counter()
     count = min(len(task.eval_docs), choices.limit or len(task.eval_docs))
     part = run_items(model, name, task, ranks.share(count), cluster)
     # Sorted by item, so that digests and means do not depend on the number of ranks.
@@ -305,6 +312,7 @@ def _default_device(ranks: ScoringRanks) -> str:
 
     if not torch.cuda.is_available():
         return "cpu"
+    # More ranks than GPUs share them in turn.
     return "cuda" if ranks.world_size == 1 else f"cuda:{ranks.local_rank % torch.cuda.device_count()}"
 
 

@@ -35,7 +35,7 @@ def open_model(hf_dir: Path, device: str | None) -> tuple[Any, Any]:
 
 def end_ids(model: Any, tokenizer: Any) -> list[int]:
     """Return the ids that end a text."""
-    given = model.generation_config.eos_token_id
+    end = model.generation_config.eos_token_id
     # Models without a generation config fall back to their tokenizer's token.
-    given = tokenizer.eos_token_id if given is None else given
-    return [] if given is None else [given] if isinstance(given, int) else list(given)
+    end = tokenizer.eos_token_id if end is None else end
+    return [] if end is None else [end] if isinstance(end, int) else list(end)

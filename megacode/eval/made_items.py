@@ -62,9 +62,9 @@ def read_index(items: Path) -> dict[str, Any]:
         # A half-copied directory would otherwise fail task by task, later.
         missing = [task["file"] for task in index["tasks"].values() if not (items / task["file"]).is_file()]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        what = f"there are no items of the suite here: {INDEX} is missing or invalid ({type(error).__name__})"
+        message = f"there are no items of the suite here: {INDEX} is missing or invalid ({type(error).__name__})"
         raise ConfigError(
-            what, str(items), "give another directory with --tasks, or remove this one: items are then made again"
+            message, str(items), "give another directory with --tasks, or remove this one: items are then made again"
         ) from None
     if missing:
         raise ConfigError(

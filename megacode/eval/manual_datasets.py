@@ -93,9 +93,9 @@ def read_storycloze() -> list[dict[str, Any]]:
     place = cache_dir() / "megacode" / "story_cloze"
     files = sorted(place.glob(_STORYCLOZE_FILE))
     if not files:
-        what = "the Story Cloze Test's file is missing; its authors send it on request only"
+        message = "the Story Cloze Test's file is missing; its authors send it on request only"
         fix = f"request it at {_STORYCLOZE_FORM}, copy {_STORYCLOZE_FILE} there; or use --without storycloze"
-        raise DataError(what, str(place), fix)
+        raise DataError(message, str(place), fix)
     try:
         # utf-8-sig: spreadsheet programs add a byte-order mark.
         with files[0].open(encoding="utf-8-sig", newline="") as file:

@@ -27,12 +27,13 @@ def check_model(hf_dir: Path) -> None:
         raise CheckpointError("there is no such directory", str(hf_dir), fix)
     try:
         config = json.loads((hf_dir / "config.json").read_text(encoding="utf-8"))
+        # transformers chooses a model's class by this key; without it the directory is some other project's.
         known = isinstance(config, dict) and "model_type" in config
     except (OSError, ValueError):
         known = False
     if not known:
-        what = "config.json is missing or invalid, so this is not a Hugging Face model"
-        raise CheckpointError(what, str(hf_dir), fix)
+        message = "config.json is missing or invalid, so this is not a Hugging Face model"
+        raise CheckpointError(message, str(hf_dir), fix)
     if not any(hf_dir.glob("*.safetensors")):
         raise CheckpointError("it contains no weights (*.safetensors)", str(hf_dir), fix)
     if not any(hf_dir.glob("tokenizer*")):
@@ -59,8 +60,8 @@ def checkpoints_in(place: Path) -> list[Path]:
     if place.parent.name == "checkpoints" and (place / FILE_NAME).exists():
         return [place]
     for run in (RunDir(place), RunDir(place.parent)):
-        if place in (run.path, run.checkpoints) and (found := run.iterations()):
-            return [run.checkpoint(iteration) for iteration in found]
+        if place in (run.path, run.checkpoints) and (iterations := run.iterations()):
+            return [run.checkpoint(iteration) for iteration in iterations]
     return []
 
 
@@ -100,9 +101,9 @@ def refuse_other_backend(out: Path, backend: Backend) -> None:
     """
     try:
         document: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
-        made = document["settings"].get("backend", "hf")  # files of earlier versions have transformers' scores
+        earlier = document["settings"].get("backend", "hf")  # files of earlier versions have transformers' scores
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return
-    if made != backend:
-        fix = f"--backend {made} keeps them; --overwrite replaces them; --out FILE of one model keeps both"
-        raise ConfigError(f"its scores were made with --backend {made}", str(out), fix)
+    if earlier != backend:
+        fix = f"--backend {earlier} keeps them; --overwrite replaces them; --out FILE of one model keeps both"
+        raise ConfigError(f"its scores were made with --backend {earlier}", str(out), fix)

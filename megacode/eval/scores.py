@@ -89,6 +89,7 @@ def task_scores(results: Mapping[str, float], lines: Sequence[Mapping[str, Any]]
     scores: dict[str, float] = {}
     for key, value in results.items():
         metric, comma, name = key.partition(",")
+        # lm-eval's results also hold the task's alias, which is no score.
         if not comma or not isinstance(value, (int, float)):
             continue
         shown = metric if len(filters) == 1 else key
@@ -124,6 +125,7 @@ def item_lines(
         metrics = {metric: sample[metric] for metric in sample["metrics"]}
         answers = [answer if isinstance(answer, str) else list(answer) for answer in _flat(sample["filtered_resps"])]
         line = {"task": task, "item": sample["doc_id"], "filter": sample["filter"], "doc_hash": sample["doc_hash"]}
+        # What the model was shown: with other examples or another template the same item is another prompt.
         line["prompt_hash"] = digest(json.dumps(sample["arguments"], sort_keys=True, default=str))[:16]
         if cluster is not None:
             line["cluster"] = _cluster_of(task, sample["doc"], cluster)
@@ -136,6 +138,7 @@ def _cluster_of(task: str, document: Mapping[str, Any], field: str) -> str:
     if field not in document:
         fix = f"its fields are {', '.join(document)}"
         raise ConfigError(f"the task's documents have no field {field!r}", f"clusters.{task}", fix)
+    # A passage can be long, and only whether two are equal counts.
     return digest(str(document[field]))[:16]
 
 

@@ -30,17 +30,17 @@ def suite_items(suite: str | Path) -> Benchmark:
     if (Path(suite) / INDEX).is_file():
         return items_made_in(Path(suite), Path(suite).name)
     # True answers are wanted as the tasks have them, whatever the suite's own scoring is.
-    found = replace(load_suite(suite, None), gold_answers=None, few_shot={}, samples={})
-    with surroundings(found.offline, False, verbose=False), _metrics_not_fetched():
+    loaded = replace(load_suite(suite, None), gold_answers=None, few_shot={}, samples={})
+    with surroundings(loaded.offline, False, verbose=False), _metrics_not_fetched():
         # Tasks that run code are loaded for their items; nothing is run.
-        tasks, _ = load_tasks(found, run_code=True)
+        tasks, _ = load_tasks(loaded, run_code=True)
         items, digests = [], {}
         for name, task in tasks.items():
             # Examples in a prompt belong to other items.
             task.set_config(key="num_fewshot", value=0)
             items += task_items(name, task)
             digests[name] = rows_digest(task.eval_docs)
-    return Benchmark(found.name, tuple(items), digests)
+    return Benchmark(loaded.name, tuple(items), digests)
 
 
 @contextmanager

@@ -55,8 +55,8 @@ def suite_problems(
 
 def joined_suites(document: Any, path: Path) -> list[str]:
     """Return the names and files of the suites that a suite joins; they are read before it is checked."""
-    given = document.get("suites", [])
-    return [str(name) for name in given] if _are_words(given) else []
+    names = document.get("suites", [])
+    return [str(name) for name in names] if _are_words(names) else []
 
 
 def _are_words(value: Any) -> bool:
@@ -80,8 +80,8 @@ def _category_problems(
         for task, value in entries.items():
             if task not in tasks or not isinstance(value, str):
                 fix = f"write for example `{examples[key]}`, with a task of `tasks`"
-                what = "it names no task and field" if key == "clusters" else "it names no task and template"
-                yield Problem(what, f"{path}: {key}.{task}", fix)
+                message = "it names no task and field" if key == "clusters" else "it names no task and template"
+                yield Problem(message, f"{path}: {key}.{task}", fix)
     known = [*categories, *others]
     for name, parts in means.items():
         if not _are_words(parts) or any(part not in known for part in parts):

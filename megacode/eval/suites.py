@@ -110,6 +110,7 @@ class Suite:
             if package is None:
                 fix = "pip install 'megacode[eval]'"
                 raise ConfigError("lm-eval is not installed", f"suite {self.name}", fix)
+            # `find_spec` does not import lm-eval, which takes seconds.
             places.append(Path(next(iter(package.submodule_search_locations or []))) / "tasks" / name)
             if not places[-1].is_dir():
                 fix = "use one of the directories there, or `defaults: true` for all"
@@ -160,6 +161,7 @@ def _made_suite(name: str, items: Path) -> Suite:
     if name == "heldout":
         scored = dict.fromkeys(tasks, METRIC)
         texts = {task: items / facts["file"] for task, facts in tasks.items()}
+        # `heldout` has no task files: each of its files is a text whose bits per byte are measured.
         return Suite(name, (), (), items=items, texts=texts, categories={METRIC: scored})
     bits = {task: METRIC for task in tasks if "_bits_" in task}
     endings = {task: "acc" for task in tasks if "_endings_" in task}
@@ -204,8 +206,8 @@ def _joined(name: str, path: Path, joining: tuple[Path, ...]) -> Suite:
 
 
 def _suite_of(document: dict[str, Any], path: Path) -> Suite:
-    given = document.get("include_path", [])
-    places = tuple((path.parent / place).resolve() for place in ([given] if isinstance(given, str) else given))
+    include = document.get("include_path", [])
+    places = tuple((path.parent / place).resolve() for place in ([include] if isinstance(include, str) else include))
     lm_eval, texts = tuple(document.get("lm_eval", ())), document.get("bits_per_byte", {}).get("files", ())
     return Suite(
         name=document.get("name", path.stem),
@@ -261,7 +263,9 @@ def join(own: Suite, parts: Sequence[Suite], path: Path) -> Suite:
         include_path=tuple(dict.fromkeys(place for part in every for place in part.include_path)),
         lm_eval=tuple(dict.fromkeys(place for part in every for place in part.lm_eval)),
         defaults=any(part.defaults for part in every),
+        # Offline switches are environment variables of the whole process, so one part that needs the network decides.
         offline=all(part.offline for part in every),
+        # Not `any`: joining another suite must not allow what its file did not ask for.
         unsafe_code=own.unsafe_code,
         gold_answers={task: text for part in gold for task, text in part.items()} if gold else None,
         **joined,

@@ -118,11 +118,13 @@ def prefetch(suite: Suite, no_network: str) -> list[str]:
     Raises:
         DataError: with every task whose data could not be loaded.
     """
+    # `datasets` cannot load it, see `manual_datasets`.
     if "quac" in suite.tasks and not no_network:
         try:
             fetch_quac()
         except OSError as error:
             log.warning("QuAC's file cannot be downloaded: %s", error)
+    # The tasks are loaded as for scoring, so what succeeds here is found there.
     lacking = (
         no_network
         or "the hub answers, but these could not be downloaded; check whether the network lets all of them through"
@@ -147,6 +149,7 @@ def network_problem() -> str:
 def _manager(suite: Suite) -> Any:
     from lm_eval.tasks import TaskManager
 
+    # The shipped task files read the directory of their items from it: the same files serve every run.
     metadata: Any = {"items": str(suite.items)} if suite.items else None
     places: Any = [str(place) for place in suite.places()]
     return TaskManager(include_path=places, include_defaults=suite.defaults, metadata=metadata)

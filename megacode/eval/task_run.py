@@ -68,17 +68,17 @@ def run_items(model: Any, name: str, task: Any, items: range, cluster: str | Non
         )  # fmt: skip
     except AssertionError as error:
         # lm-eval asserts that texts fit; the function that failed tells which kind of item it was.
-        what = _TOO_LONG.get(traceback.extract_tb(error.__traceback__)[-1].name)
-        if what is None:
-            what = f"lm-eval fails on it: {error}"
+        message = _TOO_LONG.get(traceback.extract_tb(error.__traceback__)[-1].name)
+        if message is None:
+            message = f"lm-eval fails on it: {error}"
         fix = "score a model with a longer train.seq_length, or exclude the task: --without"
-        raise DataError(what.format(model.max_length), f"task {name}", fix) from error
+        raise DataError(message.format(model.max_length), f"task {name}", fix) from error
     except (DataError, OSError, MemoryError):
         raise
     except Exception as error:  # a task's own templates and code, and the libraries below them
         log.debug("lm-eval failed", exc_info=True)
-        what = f"lm-eval fails on it: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise DataError(what, f"task {name}", "exclude the task with --without, or fix it") from error
+        message = f"lm-eval fails on it: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise DataError(message, f"task {name}", "exclude the task with --without, or fix it") from error
     assert results is not None, "each rank runs its items as if alone"
     samples = results["samples"][name]
     return item_lines(name, samples, [model.cut_of(sample["arguments"]) for sample in samples], cluster)

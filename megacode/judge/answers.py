@@ -109,8 +109,8 @@ def answers(
     if missing:
         model, tokenizer = open_model(hf_dir, device)
         made_on = f"{model.device}, {model.dtype}"
-        made = _generate(model, tokenizer, missing, generation, batch_size, str(hf_dir))
-        with steps(made, "writing answers", len(missing)) as counted:
+        generated = _generate(model, tokenizer, missing, generation, batch_size, str(hf_dir))
+        with steps(generated, "writing answers", len(missing)) as counted:
             for prompt, answer in counted:
                 cache.put(prompt, answer, made_on)
                 texts[prompt.id] = answer
@@ -153,12 +153,12 @@ def _check_lengths(asked: Sequence[tuple[Prompt, list[int]]], new: int, config: 
     if not long:
         return
     prompt, ids = max(long, key=lambda pair: len(pair[1]))
-    what = (
+    message = (
         f"{len(long)} of {len(asked)} prompts plus an answer of {new} tokens exceed the context of {context} tokens; "
         f"the longest, {prompt.id!r}, has {len(ids)}"
     )
     left = context - len(ids)
-    raise DataError(what, where, f"--max-new-tokens {left} fits all" if left > 0 else "remove such prompts")
+    raise DataError(message, where, f"--max-new-tokens {left} fits all" if left > 0 else "remove such prompts")
 
 
 def _continue(

@@ -102,8 +102,8 @@ class _NoRedirection(urllib.request.HTTPRedirectHandler):
 class _AgainError(Exception):
     """A failed try that may succeed later: after `wait` seconds if the server gave a time."""
 
-    def __init__(self, what: str, wait: float | None = None) -> None:
-        super().__init__(what)
+    def __init__(self, message: str, wait: float | None = None) -> None:
+        super().__init__(message)
         self.wait = wait
 
 
@@ -238,8 +238,8 @@ class JudgeClient:
         except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
             reason = getattr(error, "reason", error)
             late = isinstance(reason, TimeoutError)
-            what = f"no answer within {self._patience.timeout:g} s" if late else f"{type(error).__name__}: {reason}"
-            raise _AgainError(what) from None
+            message = f"no answer within {self._patience.timeout:g} s" if late else f"{type(error).__name__}: {reason}"
+            raise _AgainError(message) from None
 
     def _refusal(self, error: urllib.error.HTTPError, path: str) -> Exception:
         """Return the exception for an error reply: retry, or the user's mistake."""
@@ -247,9 +247,9 @@ class JudgeClient:
             reply_text = " ".join(self._clean(error.read(_PIECE).decode(errors="replace")).split())[:300]
         except (OSError, http.client.HTTPException):
             reply_text = ""
-        what = f"the server answers {error.code} {error.reason}" + (f": {reply_text}" if reply_text else "")
+        message = f"the server answers {error.code} {error.reason}" + (f": {reply_text}" if reply_text else "")
         if error.code in _BUSY:
-            return _AgainError(what, _retry_after(error.headers.get("Retry-After")))
+            return _AgainError(message, _retry_after(error.headers.get("Retry-After")))
         fixes = {
             401: f"put the API key into the environment variable {self._key_variable}",
             403: f"check whether the API key in {self._key_variable} may use this model",
@@ -258,7 +258,7 @@ class JudgeClient:
         fix = fixes.get(error.code, "check the address, --model and the prompts' length")
         if 300 <= error.code < 400:
             fix = f"it redirects to {error.headers.get('Location')}: use that address directly, if you trust it"
-        return ConfigError(self._clean(what), self.url + path, self._clean(fix))
+        return ConfigError(self._clean(message), self.url + path, self._clean(fix))
 
     def _clean(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text  # some servers echo headers in errors
@@ -280,8 +280,8 @@ def _checked(url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(f"{url!r} is not a valid address", "--judge", fix)
     if parts.username or parts.password or parts.query or parts.fragment:
-        what = "the address contains a user name, query or fragment, which would be written to the results"
-        raise ConfigError(what, "--judge", f"remove it; put an API key into the variable {KEY_VARIABLE}")
+        message = "the address contains a user name, query or fragment, which would be written to the results"
+        raise ConfigError(message, "--judge", f"remove it; put an API key into the variable {KEY_VARIABLE}")
     return url.rstrip("/").removesuffix("/chat/completions").rstrip("/")
 
 
@@ -300,6 +300,7 @@ def _key(variable: str) -> str:
 def _read_body(response: Any, deadline: float) -> str:
     """Read a reply by the deadline, even if the server sends single bytes slowly."""
     pieces, size = [], 0
+    # A socket timeout starts again with each byte, so only the loop itself can keep to the deadline.
     while piece := response.read1(_PIECE):
         pieces.append(piece)
         size += len(piece)

@@ -185,17 +185,18 @@ def _questions(
     """Return every prompt with both answers, and what identifies the models `a` and `b`."""
     for hf_dir in (hf_a, hf_b):
         check_model(hf_dir)
+    # One model after the other: two at once need the memory of both, for no gain in time.
     texts, cache = {}, settings.cache or default_cache()
     facts: dict[str, Any] = {}
     for side, hf_dir in (("a", hf_a), ("b", hf_b)):
         identity = model_identity(hf_dir)
         kept = AnswerCache(cache / "answers", identity, settings.generation)
         with surroundings(offline=True, own_cache=False, verbose=False):
-            texts[side], made = answers(
+            texts[side], generated = answers(
                 hf_dir, prompts, settings.generation, kept, batch_size=settings.batch_size, device=settings.device
             )
-        log.info("%s: %d answers generated, %d from the cache", _label(hf_dir), made, len(prompts) - made)
-        counts = {"generated": made, "from_cache": len(prompts) - made}
+        log.info("%s: %d answers generated, %d from the cache", _label(hf_dir), generated, len(prompts) - generated)
+        counts = {"generated": generated, "from_cache": len(prompts) - generated}
         # Full hashes of both models, so that the result can be traced to its weights.
         facts[side] = {"name": _label(hf_dir), **identity, "answers": counts}
     return [Question(prompt, texts["a"][prompt.id], texts["b"][prompt.id]) for prompt in prompts], facts
@@ -204,13 +205,16 @@ def _questions(
 def _verdicts(client: JudgeClient, model: str, questions: Sequence[Question], settings: JudgeSettings) -> list[Verdict]:
     """Judge all questions, several at a time; the first failure cancels those that have not begun."""
     with bar("judging questions", len(questions)) as advance, ThreadPoolExecutor(settings.threads) as pool:
-        futures = [pool.submit(judge_question, client, model, one, settings.max_judge_tokens) for one in questions]
+        futures = [
+            pool.submit(judge_question, client, model, question, settings.max_judge_tokens) for question in questions
+        ]
         for future in futures:
             # The bar follows the requests as they finish, not their order.
             future.add_done_callback(lambda _: advance(1))
         try:
             return [future.result() for future in futures]
         except BaseException:
+            # Ctrl-C too: threads that wait for their turn or a retry would keep the process alive for minutes.
             client.stop()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -218,9 +222,9 @@ def _verdicts(client: JudgeClient, model: str, questions: Sequence[Question], se
 
 def _check_any_valid(verdicts: Sequence[Verdict], url: str, target: Path) -> None:
     if not any(verdict.valid for verdict in verdicts):
-        example = next((text for verdict in verdicts for text in verdict.said if text), "no chat completion")
-        what = f"none of the verdicts could be read; the judge says, for example, {example[-200:]!r}"
-        raise VerificationError(what, url, f"use a judge that follows its instructions; its answers are in {target}")
+        example = next((text for verdict in verdicts for text in verdict.replies if text), "no chat completion")
+        message = f"none of the verdicts could be read; the judge says, for example, {example[-200:]!r}"
+        raise VerificationError(message, url, f"use a judge that follows its instructions; its answers are in {target}")
 
 
 def _label(hf_dir: Path) -> str:
@@ -262,8 +266,8 @@ def _verdict_line(verdict: Verdict) -> dict[str, Any]:
         "outcome": verdict.outcome,
         "a_first": verdict.forward,
         "b_first": verdict.backward,
-        "said_a_first": verdict.said[0],
-        "said_b_first": verdict.said[1],
+        "said_a_first": verdict.replies[0],
+        "said_b_first": verdict.replies[1],
         "malformed": verdict.malformed,
     }
 

@@ -80,7 +80,7 @@ def _interval(points: np.ndarray, seed: int, draws: int) -> list[float] | None:
 
 
 def _first_place(verdicts: Sequence[Verdict]) -> float | None:
-    named = [(one.forward, "a") for one in verdicts if one.forward != "tie"]
+    named = [(verdict.forward, "a") for verdict in verdicts if verdict.forward != "tie"]
     # In the second order b's answer is shown first.
-    named += [(one.backward, "b") for one in verdicts if one.backward != "tie"]
+    named += [(verdict.backward, "b") for verdict in verdicts if verdict.backward != "tie"]
     return sum(choice == first for choice, first in named) / len(named) if named else None

@@ -60,14 +60,14 @@ class Verdict:
         question: the question.
         forward: which model wins when a's answer is shown first; None: the judge's answer could not be read.
         backward: the same when b's answer is shown first.
-        said: the judge's last answers in both orders.
+        replies: the judge's last answers in both orders.
         malformed: how many of its answers could not be read, retries included.
     """
 
     question: Question
     forward: Choice | None
     backward: Choice | None
-    said: tuple[str | None, str | None]
+    replies: tuple[str | None, str | None]
     malformed: int = 0
 
     @property

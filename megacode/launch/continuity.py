@@ -114,15 +114,15 @@ def _check_before(run: RunDir, job: Job) -> None:
     """
     word, facts = attempts.last_word(run, job.before), slurm.show_job(job.before)
     if facts.get("JobState") in slurm.UNENDED:  # the dependency on it was removed, or SLURM has lost it
-        what = f"job {job.before}, which this one follows, has not ended: it is {facts['JobState']}"
+        message = f"job {job.before}, which this one follows, has not ended: it is {facts['JobState']}"
         fix = f"nothing is lost: job {job.before} continues, and another job follows it"
-        raise ChainStoppedError(what, str(run.path), fix)
+        raise ChainStoppedError(message, str(run.path), fix)
     if word.get("event") == "cancelled" or slurm.was_cancelled(facts, int(facts.get("Restarts", 0))):
-        what = f"job {job.before}, which this one follows, was cancelled; so the chain ends"
-        raise ChainStoppedError(what, str(run.path), "submit again to resume")
+        message = f"job {job.before}, which this one follows, was cancelled; so the chain ends"
+        raise ChainStoppedError(message, str(run.path), "submit again to resume")
     if word.get("event") == "end" and word.get("action") == "stop":
-        what = f"job {job.before}, which this one follows, ended the chain: {word.get('reason')}"
-        raise ChainStoppedError(what, str(run.attempts), "submit again to resume")
+        message = f"job {job.before}, which this one follows, ended the chain: {word.get('reason')}"
+        raise ChainStoppedError(message, str(run.attempts), "submit again to resume")
     if not word and not facts:
         log.warning(
             "job %s, which this one follows, recorded no end, and SLURM has forgotten it: assuming its node died",

@@ -104,8 +104,8 @@ def submit_scoring(
         LaunchError: SLURM refuses the job, or is not installed.
     """
     if not _SCRIPT.exists():
-        what, fix = "there is no such file", "install megacode from its repository: pip install --editable ."
-        raise LaunchError(what, str(_SCRIPT), fix)
+        message, fix = "there is no such file", "install megacode from its repository: pip install --editable ."
+        raise LaunchError(message, str(_SCRIPT), fix)
     site = default_site()
     flags = [*options, f"--job-name={name}", f"--output={output}"]  # sbatch takes the last of equal options
     # The job runs this very megacode, not the one that its shell, the site file or the working directory would find.

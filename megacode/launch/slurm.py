@@ -102,8 +102,8 @@ def ask(*command: str, environment: Mapping[str, str] | None = None, text: str =
     """
     done = _run(command, environment, text)
     if done.returncode:
-        what = " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}"
-        raise LaunchError(what, " ".join(command), "correct what SLURM's message names")
+        message = " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}"
+        raise LaunchError(message, " ".join(command), "correct what SLURM's message names")
     return done.stdout
 
 
@@ -119,8 +119,8 @@ def _run(
         fix = "run this on a machine of the cluster"
         raise LaunchError("SLURM's commands are not installed here", command[0], fix) from None
     except subprocess.TimeoutExpired:
-        what = f"it did not answer within {_PATIENCE_SECONDS:.0f} s"
-        raise LaunchError(what, " ".join(command), "try again when SLURM answers") from None
+        message = f"it did not answer within {_PATIENCE_SECONDS:.0f} s"
+        raise LaunchError(message, " ".join(command), "try again when SLURM answers") from None
 
 
 def show_job(number: str) -> dict[str, str]:

@@ -57,8 +57,8 @@ def render_script(request: Request, name: str, config: Path, overrides: Sequence
         LaunchError: slurm/run.sh does not exist.
     """
     if not _BODY.exists():
-        what, fix = "there is no such file", "install megacode from its repository: pip install --editable ."
-        raise LaunchError(what, str(_BODY), fix)
+        message, fix = "there is no such file", "install megacode from its repository: pip install --editable ."
+        raise LaunchError(message, str(_BODY), fix)
     options = {
         "job-name": name, "nodes": request.nodes, "ntasks-per-node": request.ranks_per_node,
         "gpus-per-node": request.gpus_per_node, "cpus-per-task": request.cpus_per_task, "time": request.time,

@@ -183,7 +183,7 @@ def _disagreement(facts: Mapping[str, Any]) -> LaunchError:
         "start all ranks from the same files and packages; after an edit on a network file system, wait a minute: "
         "each node caches files"
     )
-    problems = [Problem(f"{named(ranks)}: {what}", where, fix) for (where, what), ranks in holders.items()]
+    problems = [Problem(f"{named(ranks)}: {message}", where, fix) for (where, message), ranks in holders.items()]
     more = len(problems) - _SHOWN
     if more > 0:
         problems = [*problems[:_SHOWN], Problem(f"{more} more settings differ", "", fix)]

@@ -165,11 +165,11 @@ def _runs(rank_model: RankModel, *, moments: bool = True) -> Iterator[_Run]:
     places = {id(parameter): place for parameter, place in _places(rank_model)}
     # Adam makes its moments in its first step. Before it they must exist too, to be written or read into.
     optimizer_state.prime(rank_model.optimizer)
-    for held in optimizer_state.held(rank_model.optimizer):
-        for name, tensor in held.tensors.items():
+    for stretch in optimizer_state.held(rank_model.optimizer):
+        for name, tensor in stretch.tensors.items():
             if moments or name == WEIGHT:
-                place, columns = places[id(held.parameter)], _columns(held.parameter)
-                yield _Run(place, name, tensor, held.start, columns, held.sharded)
+                place, columns = places[id(stretch.parameter)], _columns(stretch.parameter)
+                yield _Run(place, name, tensor, stretch.start, columns, stretch.sharded)
 
 
 def random_states(rank_model: RankModel) -> list[Piece]:

@@ -53,8 +53,8 @@ def stretches(borders: Sequence[int], rows: int, size: int, rank: int) -> tuple[
         return (_stretch(borders, 0, borders[-1]),)
     # Two chunks per sequence, the same ones as `own` gives this rank.
     chunk = borders[-1] // (rows * 2 * size)
-    held = [2 * size * row + place for row in range(rows) for place in (rank, 2 * size - 1 - rank)]
-    return tuple(_stretch(borders, place * chunk, (place + 1) * chunk) for place in held)
+    places = [2 * size * row + place for row in range(rows) for place in (rank, 2 * size - 1 - rank)]
+    return tuple(_stretch(borders, place * chunk, (place + 1) * chunk) for place in places)
 
 
 def _stretch(borders: Sequence[int], first: int, end: int) -> Stretch:

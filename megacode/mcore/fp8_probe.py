@@ -78,10 +78,10 @@ def _gradients(rank_model: RankModel) -> dict[int, tuple[str, Tensor]]:
     # Keyed by position: the optimizer yields its tensors in the same order both times.
     names = gradient_norms.names(rank_model)
     optimizer_state.prime(rank_model.optimizer)
-    held = optimizer_state.held(rank_model.optimizer)
+    stretches = optimizer_state.held(rank_model.optimizer)
     return {
         number: (names[id(item.parameter)], gradient)
-        for number, item in enumerate(held)
+        for number, item in enumerate(stretches)
         if (gradient := gradient_of(item.main)) is not None
     }
 

@@ -46,9 +46,9 @@ def _devices() -> tuple[Any, ...]:
         return tuple(dist.ProcessGroupGloo.create_device(interface=name) for name in names)
     except RuntimeError as error:
         reason = str(error).splitlines()[0].rpartition(". ")[2]  # what precedes it is a place in gloo's source
-        what = f"gloo cannot use this network interface: {reason}"
+        message = f"gloo cannot use this network interface: {reason}"
         fix = "name an interface that `ip address` lists, or unset the variable"
-        raise LaunchError(what, f"environment {_INTERFACES}", fix) from None
+        raise LaunchError(message, f"environment {_INTERFACES}", fix) from None
 
 
 def _group(wanted: Any, _: Any) -> dist.ProcessGroupGloo:

@@ -31,11 +31,11 @@ def by_parameter(rank_model: RankModel) -> dict[str, float]:
     known = names(rank_model)
     squares: dict[str, float] = {}
     optimizer_state.prime(rank_model.optimizer)
-    for held in optimizer_state.held(rank_model.optimizer):
-        gradient = gradient_of(held.main)
-        if gradient is not None and _counts(rank_model, held):
+    for stretch in optimizer_state.held(rank_model.optimizer):
+        gradient = gradient_of(stretch.main)
+        if gradient is not None and _counts(rank_model, stretch):
             # In fp64: squares of a gradient that explodes overflow fp32, and its finite norm would read as inf.
-            name = known[id(held.parameter)]
+            name = known[id(stretch.parameter)]
             squares[name] = squares.get(name, 0.0) + float(torch.linalg.vector_norm(gradient.double())) ** 2
     total: dict[str, float] = {}
     # Slices and runs of one parameter are on several ranks, and their squares add up.
@@ -53,11 +53,11 @@ def names(rank_model: RankModel) -> dict[int, str]:
     return {id(entry.data): entry.key for entry in described if isinstance(getattr(entry, "data", None), Tensor)}
 
 
-def _counts(rank_model: RankModel, held: Any) -> bool:
+def _counts(rank_model: RankModel, stretch: Any) -> bool:
     """Return whether a gradient counts on this rank; of copies on several ranks only one counts."""
     from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
     from megatron.core.transformer.module import param_is_not_shared
 
     # Three kinds of copies: on data- and context-parallel ranks, tied embeddings, and norms on tensor-parallel ranks.
-    first_copy = held.sharded or (rank_model.ranks.dp_rank == 0 and rank_model.ranks.cp_rank == 0)
-    return first_copy and param_is_not_shared(held.main) and param_is_not_tensor_parallel_duplicate(held.main)
+    first_copy = stretch.sharded or (rank_model.ranks.dp_rank == 0 and rank_model.ranks.cp_rank == 0)
+    return first_copy and param_is_not_shared(stretch.main) and param_is_not_tensor_parallel_duplicate(stretch.main)

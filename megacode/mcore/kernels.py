@@ -146,10 +146,10 @@ def _add_rows(gradient: Tensor, where: tuple[Tensor], rows: Tensor) -> None:
         gradient.index_put_(where, rows.float(), accumulate=True)
         return
     # A frequent token would be added hundreds of times, each time rounded. So equal tokens are added in fp32 first.
-    found, place = torch.unique(where[0], return_inverse=True)
-    sums = torch.zeros(len(found), rows.size(-1), dtype=torch.float32, device=rows.device)
+    ids, place = torch.unique(where[0], return_inverse=True)
+    sums = torch.zeros(len(ids), rows.size(-1), dtype=torch.float32, device=rows.device)
     sums.index_put_((place,), rows.float(), accumulate=True)
-    gradient[found] = (sums + gradient[found]).to(gradient.dtype)
+    gradient[ids] = (sums + gradient[ids]).to(gradient.dtype)
 
 
 class RootMeanSquareNorm(torch.autograd.Function):

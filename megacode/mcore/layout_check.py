@@ -22,11 +22,11 @@ def data_parallel_size(parallel: Parallel, world_size: int) -> int:
     # The nearest numbers of processes that would work, for the message.
     size, low = parallel.model_size, world_size // parallel.model_size * parallel.model_size
     legal = f"{low} or {low + size}" if low else str(size)
-    what = (
+    message = (
         f"{world_size} processes are not divisible by tensor {parallel.tensor} x pipeline {parallel.pipeline}"
         f" x context {parallel.context} = {size}"
     )
-    raise LaunchError(what, "parallel", f"start {legal} processes, or change parallel.tensor, pipeline or context")
+    raise LaunchError(message, "parallel", f"start {legal} processes, or change parallel.tensor, pipeline or context")
 
 
 def layout_problems(config: RunConfig, world_size: int) -> list[Problem]:

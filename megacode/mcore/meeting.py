@@ -69,8 +69,10 @@ def meet(place: Rendezvous, patience: float, asked: Asked = nobody_asks) -> dist
         # A signal usually reaches all ranks. Rank 0, which holds the store, may have stopped a moment earlier.
         if signal := asked():
             raise StoppedError(signal) from None
-        what = f"rank 0 at {_where(place)} exited while ranks were joining"
-        raise MissingRanksError(what, f"rank {place.rank}", "read rank 0's error message, then start again") from error
+        message = f"rank 0 at {_where(place)} exited while ranks were joining"
+        raise MissingRanksError(
+            message, f"rank {place.rank}", "read rank 0's error message, then start again"
+        ) from error
     # The short timeout was for joining; the groups use this store for the whole run.
     tcp.set_timeout(timedelta(seconds=patience))
     return store
@@ -95,8 +97,8 @@ def _open(place: Rendezvous, deadline: float, asked: Asked) -> dist.TCPStore:
         )  # fmt: skip
     except dist.DistError as error:
         fix = "set MASTER_ADDR to an address of the node of rank 0, and MASTER_PORT to a port that is free there"
-        what = f"rank 0 cannot open its store at this address: {str(error).splitlines()[0]}"
-        raise LaunchError(what, _where(place), fix) from None
+        message = f"rank 0 cannot open its store at this address: {str(error).splitlines()[0]}"
+        raise LaunchError(message, _where(place), fix) from None
     # What tells this store from another program's, and from that of a run of another size.
     store.set(_RANKS, str(place.world_size))
     return store
@@ -172,16 +174,16 @@ def _check_run(store: dist.TCPStore, place: Rendezvous) -> None:
 
 
 def _another(place: Rendezvous, why: str) -> LaunchError:
-    what = f"another program listens at {_where(place)}, where rank 0 should be: {why}"
-    return LaunchError(what, "MASTER_PORT", "set another port on all ranks, or end the other program")
+    message = f"another program listens at {_where(place)}, where rank 0 should be: {why}"
+    return LaunchError(message, "MASTER_PORT", "set another port on all ranks, or end the other program")
 
 
 def _arrive(store: dist.Store, place: Rendezvous, deadline: float, asked: Asked) -> None:
     """Announce this rank, then wait until all ranks are present or one was asked to stop."""
     # `add` is atomic in the store, so exactly one rank sees each count.
     if store.add(f"rank/{place.rank}", 1) > 1:
-        what = f"two processes are rank {place.rank} at {_where(place)}"
-        raise LaunchError(what, "RANK", "give each process its own RANK, and each run its own MASTER_PORT")
+        message = f"two processes are rank {place.rank} at {_where(place)}"
+        raise LaunchError(message, "RANK", "give each process its own RANK, and each run its own MASTER_PORT")
     if store.add("here", 1) == place.world_size:
         # Written only if absent: a stop that came first stays the verdict.
         store.compare_set("verdict", "", _ALL)

@@ -66,9 +66,9 @@ def _torchrun(environment: Mapping[str, str]) -> Rendezvous:
     needed = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     missing = [name for name in needed if name not in environment]
     if missing:
-        what = f"RANK is set, but not {', '.join(missing)}"
+        message = f"RANK is set, but not {', '.join(missing)}"
         fix = "start with torchrun or srun, or unset RANK to run one process"
-        raise LaunchError(what, "environment", fix)
+        raise LaunchError(message, "environment", fix)
     rank, size = _number(environment, "RANK"), _number(environment, "WORLD_SIZE")
     local = _number(environment, "LOCAL_RANK") if "LOCAL_RANK" in environment else rank
     return _checked(Rendezvous(rank, size, local, environment["MASTER_ADDR"], _number(environment, "MASTER_PORT")))
@@ -115,6 +115,8 @@ def _number(environment: Mapping[str, str], name: str) -> int:
 
 def _checked(place: Rendezvous) -> Rendezvous:
     if not place.rank < place.world_size:
-        what = f"rank {place.rank} does not exist: {place.world_size} processes have ranks 0 to {place.world_size - 1}"
-        raise LaunchError(what, "environment", "let torchrun or srun set RANK and WORLD_SIZE")
+        message = (
+            f"rank {place.rank} does not exist: {place.world_size} processes have ranks 0 to {place.world_size - 1}"
+        )
+        raise LaunchError(message, "environment", "let torchrun or srun set RANK and WORLD_SIZE")
     return place

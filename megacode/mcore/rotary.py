@@ -45,9 +45,9 @@ class RotaryTable(torch.nn.Module):
         if packed is not None:
             return int(packed.max_seqlen_q)
         # Pipeline stages after the first get their input by `set_input_tensor`; the argument is None there.
-        given = transformer.input_tensor if transformer.input_tensor is not None else transformer_input
+        hidden = transformer.input_tensor if transformer.input_tensor is not None else transformer_input
         slices = config.tensor_model_parallel_size if config.sequence_parallel else 1
-        return int(given.size(0)) * slices * config.context_parallel_size
+        return int(hidden.size(0)) * slices * config.context_parallel_size
 
     def forward(self, length: int, packed_seq: bool = False, cp_group: Any = None) -> Tensor:
         """Return c, c, -s, s, cosines and sines of a head's angles: [length, 2 * rotating channels], by position.

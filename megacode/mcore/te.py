@@ -87,11 +87,11 @@ def problems(config: RunConfig) -> Iterator[Problem]:
         yield Problem(why, "precision.transformer_impl", fix)
         return  # every other problem would follow from this one
     if used(config) and config.precision.dtype != "bf16":
-        what = "Transformer Engine's attention does not support fp32"
-        yield Problem(what, "precision.transformer_impl", "use transformer_impl: auto, or precision.dtype: bf16")
+        message = "Transformer Engine's attention does not support fp32"
+        yield Problem(message, "precision.transformer_impl", "use transformer_impl: auto, or precision.dtype: bf16")
     if config.precision.reduced and _on_gpu() and why:
-        what = f"{first_reduced(config.precision)} need Transformer Engine's Adam: {why}"
-        yield Problem(what, f"precision.{config.precision.reduced[0]}", f"{_INSTALL}, or set it to fp32")
+        message = f"{first_reduced(config.precision)} need Transformer Engine's Adam: {why}"
+        yield Problem(message, f"precision.{config.precision.reduced[0]}", f"{_INSTALL}, or set it to fp32")
     for recipe in config.fp8_recipes:
         yield from _recipe_problems(config, recipe, why)
 
@@ -107,8 +107,8 @@ def _recipe_problems(config: RunConfig, recipe: Fp8, why: str) -> Iterator[Probl
         fix = "use recipe tensorwise or delayed, or precision.fp8: none"
         yield Problem(f"recipe {recipe.recipe}: {missing}", f"{where}.recipe", fix)
     if recipe.param_gather and not _on_gpu():
-        what = "param_gather needs Transformer Engine's layers, which need a GPU"
-        yield Problem(what, f"{where}.param_gather", "set it to false")
+        message = "param_gather needs Transformer Engine's layers, which need a GPU"
+        yield Problem(message, f"{where}.param_gather", "set it to false")
 
 
 def _missing(recipe: Fp8) -> str:

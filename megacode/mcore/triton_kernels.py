@@ -47,12 +47,12 @@ def _norm_backward(
     weight_gradient = tl.zeros((BLOCK,), tl.float32)
     for turn in range(0, turns):
         row = (turn * tl.num_programs(0) + tl.program_id(0)).to(tl.int64)
-        here, there = row * columns + at, inside & (row < rows)
-        x = tl.load(x_in + here, mask=there, other=0.0).to(tl.float32)
-        gradient = tl.load(one_in + here, mask=there, other=0.0).to(tl.float32)
+        offsets, mask = row * columns + at, inside & (row < rows)
+        x = tl.load(x_in + offsets, mask=mask, other=0.0).to(tl.float32)
+        gradient = tl.load(one_in + offsets, mask=mask, other=0.0).to(tl.float32)
         if BRANCHES == 2:
-            gradient += tl.load(other_in + here, mask=there, other=0.0).to(tl.float32)
-        residual = tl.load(residual_in + here, mask=there, other=0.0).to(tl.float32)
+            gradient += tl.load(other_in + offsets, mask=mask, other=0.0).to(tl.float32)
+        residual = tl.load(residual_in + offsets, mask=mask, other=0.0).to(tl.float32)
         if CENTRED:
             x = tl.where(inside, x - tl.sum(x) / columns, 0.0)
         scale = tl.rsqrt(tl.sum(x * x) / columns + eps)
@@ -63,7 +63,7 @@ def _norm_backward(
         back = inner - unit * (tl.sum(inner * unit) / columns)
         if CENTRED:
             back -= tl.sum(inner) / columns
-        tl.store(x_out + here, back * scale + residual, mask=there)
+        tl.store(x_out + offsets, back * scale + residual, mask=mask)
     # One row of partial sums per program, added up afterwards. Atomic adds would make the order random.
     tl.store(weight_out + tl.program_id(0) * columns + at, weight_gradient, mask=inside)
 

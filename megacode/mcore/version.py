@@ -34,15 +34,15 @@ def check(installed: str | None = None) -> str:
     minor = parse(version)[:2]
     if minor not in TESTED:
         supported = " and ".join(f"{major}.{number}" for major, number in TESTED)
-        what = f"megatron-core {version} is installed, but megacode supports only {supported}"
-        raise LaunchError(what, "megatron-core", _install())
+        message = f"megatron-core {version} is installed, but megacode supports only {supported}"
+        raise LaunchError(message, "megatron-core", _install())
     # Without psutil mcore's checkpoint writer process dies, and its parent waits forever. pip does not install it.
     if find_spec("psutil") is None:
         raise LaunchError("psutil is not installed, and saving a checkpoint would hang", "psutil", _install())
     if minor >= _NEEDS_TRITON and find_spec("triton") is None:
         # torch's CUDA builds bring it; its CPU builds do not.
-        what = f"megatron-core {version} imports Triton, which is not installed"
-        raise LaunchError(what, "triton", "python -m pip install triton")
+        message = f"megatron-core {version} imports Triton, which is not installed"
+        raise LaunchError(message, "triton", "python -m pip install triton")
     return version
 
 

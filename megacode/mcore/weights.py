@@ -54,13 +54,13 @@ def _shards(sharded_states: Sequence[dict[str, Any]]) -> Iterator[ShardedTensor]
             if not isinstance(entry, (ShardedTensor, ShardedTensorFactory)):
                 continue
             parameter = entry.data
-            held = is_float8tensor(parameter)
-            data = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device) if held else parameter
+            is_fp8 = is_float8tensor(parameter)
+            data = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device) if is_fp8 else parameter
             # The stacked gate and up projections become two shards, each drawn whole under the same name.
             copy = {"entry": replace(entry, data=data)}
             apply_factories(copy)
             yield from (value for value in nested_values(copy) if isinstance(value, ShardedTensor))
-            if held:
+            if is_fp8:
                 _forget_largest(parameter)
                 parameter.copy_(data)
                 # mcore starts the optimizer's fp32 masters from these values, not from the rounded ones.

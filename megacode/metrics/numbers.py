@@ -20,10 +20,10 @@ def numbers(record: dict[str, Any]) -> list[tuple[Name, float]]:
 
 
 def _below(document: dict[str, Any], above: Name) -> list[tuple[Name, float]]:
-    found: list[tuple[Name, float]] = []
+    pairs: list[tuple[Name, float]] = []
     for key, value in document.items():
         if isinstance(value, dict):
-            found += _below(value, (*above, key))
+            pairs += _below(value, (*above, key))
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            found.append(((*above, key), float(value)))
-    return found
+            pairs.append(((*above, key), float(value)))
+    return pairs

@@ -142,6 +142,7 @@ class ScoreBook:
 def _iteration_of(path: Path) -> int:
     """Return the iteration in a score file's name; 0 without one."""
     digits = path.stem.rpartition("iter_")[2]
+    # 0 is never late: a file that somebody renamed is read, and its contents decide.
     return int(digits) if digits.isdigit() else 0
 
 
@@ -187,6 +188,7 @@ def merge(
             lines.append(record)
         lines.close()
     if records and run.tensorboard.exists():
+        # No `resume_iteration`: nothing is superseded, and a score stands at its model's iteration.
         mirror = TensorBoardSink(run.tensorboard)
         for record in records:
             mirror.write(record)

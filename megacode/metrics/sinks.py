@@ -90,10 +90,10 @@ class Lines:
     def _write(self) -> None:
         """Write all waiting lines, or none: a partial write is undone."""
         # Half a line at the end of the file would make the next line unreadable, too.
-        end, done = self._file.seek(0, os.SEEK_END), 0
+        end, written = self._file.seek(0, os.SEEK_END), 0
         try:
-            while done < len(self._waiting):
-                done += self._file.write(self._waiting[done:])
+            while written < len(self._waiting):
+                written += self._file.write(self._waiting[written:])
         except OSError:
             self._file.truncate(end)
             raise
@@ -149,6 +149,7 @@ class TensorBoardSink:
         # Imported late: it is slow, and only rank 0 needs it.
         from torch.utils.tensorboard import SummaryWriter
 
+        # TensorBoard hides what it has from this step on: values of iterations that the run repeats.
         purge = None if resume_iteration is None else resume_iteration + 1
         self._writer: Any = SummaryWriter(str(directory), purge_step=purge)
         if threading.excepthook is not _without_tensorboard:
@@ -188,6 +189,7 @@ class ConsoleSink:
         self._total = total_iterations
         self._bar: Progress | None = None
         if on_terminal():
+            # A log that goes to a file gets no bar: its control characters would fill the file.
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._bar = new_progress(*columns)
             self._task = self._bar.add_task("training", total=total_iterations, completed=iteration)
@@ -261,6 +263,7 @@ def write_hang(run: RunDir, **facts: Any) -> None:
     Raises:
         OSError: the disk is full or missing.
     """
+    # Opened for this one line: a hang is rare, and any rank may be the first to notice it.
     descriptor = os.open(run.hangs, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         end = os.fstat(descriptor).st_size

@@ -37,6 +37,7 @@ def candidates(caps: np.ndarray) -> np.ndarray:
         caps: float64[sources], the largest share of each.
     """
     sources = len(caps)
+    # The number of blends grows steeply with the sources: in steps of 5 %, 21 for two and 53,130 for six.
     parts = next(
         parts
         for parts in (20, 10, 5, 4, 3, 2, 1)
@@ -113,6 +114,7 @@ def _allowed(tried: np.ndarray, offered: np.ndarray, chosen: Sequence[int]) -> n
     """Return which candidates differ enough from the arms tried and from the chosen ones."""
     allowed = np.ones(len(offered), bool)
     for blend in (*tried, *offered[list(chosen)]):
+        # Half the sum of differences is the share of the data that is another one.
         allowed &= np.abs(offered - blend).sum(axis=1) / 2 >= _APART
     return allowed
 
@@ -124,6 +126,7 @@ def _exchange(information: _Information, tried: np.ndarray, offered: np.ndarray,
         others = chosen[:place] + chosen[place + 1 :]
         growth = information.growth(others)
         better = int(np.argmax(np.where(_allowed(tried, offered, others), growth, -np.inf)))
+        # The margin keeps two equally good blends from taking turns forever.
         if growth[better] > growth[old] + 1e-9:
             chosen[place], changed = better, True
     return changed

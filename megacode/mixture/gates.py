@@ -58,7 +58,7 @@ def refuse(refusals: Sequence[Refusal], where: str) -> None:
         ProposalError: with all of them.
     """
     if refusals:
-        raise ProposalError(problems=[Problem(one.what, where, one.fix) for one in refusals])
+        raise ProposalError(problems=[Problem(refusal.what, where, refusal.fix) for refusal in refusals])
 
 
 def too_few_blends(blends: np.ndarray) -> Iterator[Refusal]:
@@ -68,9 +68,9 @@ def too_few_blends(blends: np.ndarray) -> Iterator[Refusal]:
     wanted = BLENDS_PER_SOURCE * sources
     if count < wanted:
         of = f"{sources} sources" if sources > 1 else "one source"
-        what = f"distinct blends of {of} that are scored: {count}; a law needs {wanted}, 3 for each source"
+        message = f"distinct blends of {of} that are scored: {count}; a law needs {wanted}, 3 for each source"
         missing = f"train more arms: `--arms {wanted - count}` names the most informative ones"
-        yield Refusal("too few blends", what, missing)
+        yield Refusal("too few blends", message, missing)
 
 
 def unvaried_directions(blends: np.ndarray, sources: Sequence[str]) -> Iterator[Refusal]:
@@ -88,14 +88,14 @@ def unvaried_directions(blends: np.ndarray, sources: Sequence[str]) -> Iterator[
     spread = np.linalg.svd(centred / len(blends) ** 0.5, compute_uv=False)
     if np.sum(spread > _UNVARIED) >= len(sources) - 1:
         return
-    found = [*_constant_shares(blends, sources), *_constant_ratios(blends, sources)]
-    if not found:
+    problems = [*_constant_shares(blends, sources), *_constant_ratios(blends, sources)]
+    if not problems:
         names = ", ".join(sources)
         varied = f"{np.sum(spread > _UNVARIED)} of {len(sources) - 1} directions"
-        what = f"the shares of {names} changed only together, in {varied}"
-        found = [(what, _APART)]
-    for what, fix in found:
-        yield Refusal("unvaried", what, fix)
+        message = f"the shares of {names} changed only together, in {varied}"
+        problems = [(message, _APART)]
+    for message, fix in problems:
+        yield Refusal("unvaried", message, fix)
 
 
 def _constant_shares(blends: np.ndarray, sources: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -114,8 +114,8 @@ def _constant_ratios(blends: np.ndarray, sources: Sequence[str]) -> Iterator[tup
         part = blends[read, one] / both[read]
         if part.std() < _UNVARIED and _UNVARIED < part.mean() < 1 - _UNVARIED:
             ratio = _ratio(float(part.mean() / (1 - part.mean())))
-            what = f"{sources[one]} and {sources[other]} were always {ratio} and cannot be told apart"
-            yield what, f"count them as one: `--join {sources[one]}+{sources[other]}`; or {_APART}"
+            message = f"{sources[one]} and {sources[other]} were always {ratio} and cannot be told apart"
+            yield message, f"count them as one: `--join {sources[one]}+{sources[other]}`; or {_APART}"
 
 
 def _ratio(value: float) -> str:
@@ -134,9 +134,9 @@ def badly_predicted(fits: Mapping[str, LawFit]) -> Iterator[Refusal]:
     for metric, fit in fits.items():
         # Written so that NaN is refused, too.
         if not fit.left_out_r2 >= LEAST_R2:
-            what = f"the law of {metric} does not predict arms left out: R² {fit.left_out_r2:.2f}, below {LEAST_R2}"
+            message = f"the law of {metric} does not predict arms left out: R² {fit.left_out_r2:.2f}, below {LEAST_R2}"
             fix = "choose a metric with less noise, such as bits per byte, or add seeds; or " + _MORE_ARMS
-            yield Refusal("badly predicted", what, fix)
+            yield Refusal("badly predicted", message, fix)
 
 
 def no_clear_gain(gain: PredictionInterval, over: str) -> Iterator[Refusal]:
@@ -149,8 +149,8 @@ def no_clear_gain(gain: PredictionInterval, over: str) -> Iterator[Refusal]:
     # Written so that NaN is refused, too.
     if not gain.low > 0:
         bounds = f"from {gain.low:.4f} to {gain.high:.4f}"
-        what = f"the predicted gain over the best arm, {over!r}, is {gain.value:.4f}, {bounds}: not clearly above 0"
-        yield Refusal("no clear gain", what, f"take {over!r}; or " + _MORE_ARMS)
+        message = f"the predicted gain over the best arm, {over!r}, is {gain.value:.4f}, {bounds}: not clearly above 0"
+        yield Refusal("no clear gain", message, f"take {over!r}; or " + _MORE_ARMS)
 
 
 def outside_of_arms(blend: np.ndarray, blends: np.ndarray, sources: Sequence[str]) -> Iterator[Refusal]:
@@ -170,10 +170,10 @@ def outside_of_arms(blend: np.ndarray, blends: np.ndarray, sources: Sequence[str
             beyond.append(f"{name} {share:.1%}, where arms have at most {tried.max():.1%}")
         elif share < tried.min() - HULL_TOLERANCE:
             beyond.append(f"{name} {share:.1%}, where arms have at least {tried.min():.1%}")
-    said = "; ".join(beyond) or f"{outside:.1%} of it is in no mix of the arms"
+    reason = "; ".join(beyond) or f"{outside:.1%} of it is in no mix of the arms"
     shown = ", ".join(f"{name} {share:.1%}" for name, share in zip(sources, blend, strict=True))
-    what = f"the best blend, {shown}, lies outside of what was tried: {said}"
-    yield Refusal("outside", what, "train an arm there first: the law is known between arms, not beyond them")
+    message = f"the best blend, {shown}, lies outside of what was tried: {reason}"
+    yield Refusal("outside", message, "train an arm there first: the law is known between arms, not beyond them")
 
 
 def distance_to_hull(blend: np.ndarray, blends: np.ndarray) -> float:
@@ -200,15 +200,15 @@ def caps_too_low(tokens: Mapping[str, float], budget: float, passes: float) -> I
         budget: tokens of the target.
         passes: the cap.
     """
-    held = sum(tokens.values())
-    if held < budget * (1 - 1e-9):
-        what = (
-            f"the sources have {format_count(held)} tokens left in {passes:g} passes, and the target is "
+    tokens_left = sum(tokens.values())
+    if tokens_left < budget * (1 - 1e-9):
+        message = (
+            f"the sources have {format_count(tokens_left)} tokens left in {passes:g} passes, and the target is "
             f"{format_count(budget)}"
         )
         # Earlier phases may have used up all of them: then no budget is low enough.
-        lower = f"lower --budget to {format_count(held)}, " if held else ""
-        yield Refusal("passes", what, f"{lower}raise --max-passes, or add data")
+        lower = f"lower --budget to {format_count(tokens_left)}, " if tokens_left else ""
+        yield Refusal("passes", message, f"{lower}raise --max-passes, or add data")
 
 
 def distance(one: np.ndarray, other: np.ndarray) -> float:

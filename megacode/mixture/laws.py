@@ -109,12 +109,12 @@ class LawFit:
     @cached_property
     def left_out(self) -> np.ndarray:
         """Each arm's loss as predicted by a fit without it, float64[arms]; as many fits as arms."""
-        found = np.empty(len(self.values))
-        for arm in range(len(found)):
-            rest = np.arange(len(found)) != arm
+        predictions = np.empty(len(self.values))
+        for arm in range(len(predictions)):
+            rest = np.arange(len(predictions)) != arm
             law = _fitted(self.blends[rest], self.values[rest], _LEFT_OUT_STARTS, self.law)
-            found[arm] = law.at(self.blends[arm])
-        return found
+            predictions[arm] = law.at(self.blends[arm])
+        return predictions
 
     @property
     def df(self) -> int:
@@ -221,8 +221,8 @@ def _fitted(blends: np.ndarray, values: np.ndarray, starts: int, known: MixtureL
     tries = _starts(blends, scaled, starts) if starts else []
     if known is not None:
         tries.append(np.r_[(known.floor - middle) / scale, known.exponents - np.log(scale)])
-    found = [_solved(blends, scaled, start) for start in tries]
-    best = min(found, key=lambda one: one.cost).x
+    solutions = [_solved(blends, scaled, start) for start in tries]
+    best = min(solutions, key=lambda one: one.cost).x
     return MixtureLaw(middle + scale * float(best[0]), best[1:] + np.log(scale))
 
 

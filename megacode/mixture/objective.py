@@ -51,6 +51,7 @@ class Objective:
             level: of the interval.
         """
         value = float(self.at(over) - self.at(blend))
+        # Subtracted before any squares: errors that both blends share cancel, most of all between near ones.
         moved = np.array([fit.influence(over) - fit.influence(blend) for fit in self.fits])
         half = float(self.half_widths(moved[:, None], level)[0])
         return PredictionInterval(value, value - half, value + half)

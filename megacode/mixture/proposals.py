@@ -63,8 +63,8 @@ def best_blend(objective: Objective, limits: BlendLimits, starts: Iterable[np.nd
         limits: must be `possible`.
         starts: blends to start from, beside the natural and the most even one; those outside the caps are clipped.
     """
-    found = [_solved(objective, limits, _within(start, limits.caps)) for start in (limits.natural, *starts)]
-    return min([_solved(objective, limits, unimax(limits.caps)), *found], key=lambda x: _value(objective, limits, x))
+    optima = [_solved(objective, limits, _within(start, limits.caps)) for start in (limits.natural, *starts)]
+    return min([_solved(objective, limits, unimax(limits.caps)), *optima], key=lambda x: _value(objective, limits, x))
 
 
 def _value(objective: Objective, limits: BlendLimits, blend: np.ndarray) -> float:
@@ -118,10 +118,10 @@ def optimum_intervals(
     """
     caps = np.minimum(limits.caps, 1)
     free = np.flatnonzero((blend > _AT_BOUND) & (blend < caps - _AT_BOUND))
-    found: list[PredictionInterval | None] = [None] * len(blend)
+    intervals: list[PredictionInterval | None] = [None] * len(blend)
     # One share alone is fixed by the sum.
     if len(free) < 2:
-        return found
+        return intervals
     # 1. Directions that keep the sum, among the free shares.
     basis = np.linalg.svd(np.ones((1, len(free))))[2][1:].T
     curved = objective.curvature(blend) + limits.pull * np.diag(1 / np.maximum(blend, _TINY))
@@ -132,8 +132,8 @@ def optimum_intervals(
     halves = objective.half_widths(moved, level)
     for number, half in zip(free, halves, strict=True):
         low, high = max(0.0, blend[number] - half), min(float(caps[number]), blend[number] + half)
-        found[number] = PredictionInterval(float(blend[number]), float(low), float(high))
-    return found
+        intervals[number] = PredictionInterval(float(blend[number]), float(low), float(high))
+    return intervals
 
 
 def unimax(caps: np.ndarray) -> np.ndarray:

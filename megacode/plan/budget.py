@@ -63,11 +63,13 @@ class _Budget:
     def __init__(self, config: RunConfig, extents: Sequence[Extent], windows: Mapping[str, int]) -> None:
         self.config, self.extents, self.windows = config, extents, windows
         self.drawn = dict.fromkeys(windows, 0)
+        # Fractions of samples that a source is owed: without them, many short phases would never read a rare source.
         self.carry: dict[str, Fraction] = {}
         self.limits: dict[str, int] = {}
         for name, count in windows.items():
             cap = config.sources[name].max_epochs
             if cap is not None:
+                # Exact: in floats, 0.29 epochs of 100 windows would be 28.
                 self.limits[name] = floor(exact(cap) * count)
 
     def run(self) -> list[Allotment]:
@@ -127,12 +129,12 @@ class _Budget:
     def _exhausted(self, number: int, room: dict[str, int]) -> Problem:
         phase, samples, left = self.config.phases[number], self.extents[number].whole, sum(room.values())
         remaining = ", ".join(f"{name} {count:,}" for name, count in room.items())
-        what = f"phase {phase.name!r} needs {samples:,} samples, but its sources have {left:,} left ({remaining})"
+        message = f"phase {phase.name!r} needs {samples:,} samples, but its sources have {left:,} left ({remaining})"
         widest = max(room, key=lambda name: self.windows[name])
         epochs = _round_up(Fraction(self.limits[widest] + samples - left, self.windows[widest]))
         shorter = f"shorten the phase to samples: {left}, " if left else ""
         fix = f"{shorter}raise sources.{widest}.max_epochs to {epochs}, or add a source without max_epochs"
-        return Problem(what, f"phases[{number}]", fix)
+        return Problem(message, f"phases[{number}]", fix)
 
     def _over(self, number: int, asked: dict[str, Fraction], room: dict[str, int]) -> list[str]:
         """Return the sources that would exceed their cap if the phase were read to its end."""
@@ -168,16 +170,16 @@ class _Budget:
         phase, cap = self.config.phases[number], self.config.sources[name].max_epochs
         now = Fraction(self.drawn[name] + counts[name], self.windows[name])
         times, end = f"{float(now):.2f} times", f"the point where phase {phase.name!r} ends early"
-        what = f"source {name!r} would be read {times} by {end}"
+        message = f"source {name!r} would be read {times} by {end}"
         raised = f"raise sources.{name}.max_epochs to {_round_up(max(now, self._epochs_wanted(name)))}"
         earlier = f"until: {QuotaTree(whole).position(name, room)} samples"
         fix = f"end the phase earlier ({earlier}), or {raised}" if room else f"{raised}, or remove it from the blend"
-        return Problem(f"{what}, more than its max_epochs {cap:g}", f"phases[{number}].blend.{name}", fix)
+        return Problem(f"{message}, more than its max_epochs {cap:g}", f"phases[{number}].blend.{name}", fix)
 
     def _refusal(self, number: int, name: str, asked: dict[str, Fraction], target: Fraction, room: int) -> Problem:
         phase, cap = self.config.phases[number], self.config.sources[name].max_epochs
         wanted = float((self.drawn[name] + target) / self.windows[name])
-        what = f"source {name!r} would be read {wanted:.2f} times by the end of phase {phase.name!r}"
+        message = f"source {name!r} would be read {wanted:.2f} times by the end of phase {phase.name!r}"
         # The fix that keeps the experiment closest comes first.
         fixes = [
             self._lower(number, name, asked, room),
@@ -186,7 +188,7 @@ class _Budget:
         if len(asked) > 1:
             fixes.append("set caps: spread to give its share to the others")
         fix = f"{', '.join(fixes[:-1])}, or {fixes[-1]}"
-        return Problem(f"{what}, more than its max_epochs {cap:g}", f"phases[{number}].blend.{name}", fix)
+        return Problem(f"{message}, more than its max_epochs {cap:g}", f"phases[{number}].blend.{name}", fix)
 
     def _lower(self, number: int, name: str, asked: dict[str, Fraction], room: int) -> str:
         """Return the largest weight, or length, that stays under the cap, as text."""

@@ -54,11 +54,13 @@ _TABLE = {
 }
 EFFECTS: Mapping[str, str] = {key: effect for effect, keys in _TABLE.items() for key in keys.split()}
 
+# Not compared as settings: the fingerprint chain tells whether the same windows are read in the same order.
 IN_FINGERPRINT = frozenset({"data order", "future data", "held-out data", "document form"})
 FUNCTIONS_OF_THE_CLOCK = frozenset({"learning rate", "batch size"})
 LEARNED = frozenset(
     {"model", "dropout", "tokenizer", "optimizer", "attention mask"} | {"number formats", "withheld samples"}
 )
+# What no identity holds: two runs that differ only here are the same training, up to rounding.
 OUTSIDE = frozenset({"bookkeeping", "measurement", "layout"})
 UNKNOWN_EFFECT = "other"
 _NAMED = ("sources", "phases")  # sections whose next key is a name, or a number
@@ -76,9 +78,9 @@ def effect_of(key: str) -> str:
         parts[1] = "*"
     # The longest first: `precision.fp8.recipe` stands nowhere, and has the effect of `precision.fp8`.
     for length in range(len(parts), 0, -1):
-        found = EFFECTS.get(".".join(parts[:length]))
-        if found is not None:
-            return found
+        effect_listed = EFFECTS.get(".".join(parts[:length]))
+        if effect_listed is not None:
+            return effect_listed
     below = ".".join(parts) + "."
     effects = dict.fromkeys(effect for name, effect in EFFECTS.items() if name.startswith(below))
     return ", ".join(effects) or UNKNOWN_EFFECT

@@ -108,9 +108,9 @@ def prove_past(schedule: Chained, former: Sequence[Link], consumed_samples: int)
         if old["first_sample"] >= consumed_samples:
             return
         if number >= len(links):
-            what = f"the run has already read from phase {old['phase']!r}, which the config no longer has"
+            message = f"the run has already read from phase {old['phase']!r}, which the config no longer has"
             fix = f"add it back with samples: {old['samples']}"
-            raise CheckpointError(what, f"phases[{number}]", _or_start_new(fix))
+            raise CheckpointError(message, f"phases[{number}]", _or_start_new(fix))
         if links[number]["fingerprint"] != old["fingerprint"]:
             problems = list(_differences(number, old, links[number]))
             raise CheckpointError(problems=problems or [_another_law(number, old)])
@@ -119,20 +119,20 @@ def prove_past(schedule: Chained, former: Sequence[Link], consumed_samples: int)
 
 def _prove_cut(number: int, old: Link, new: Link, consumed_samples: int) -> None:
     """Refuse a phase of the same order that ends at another point than the run left it at, or before the clock."""
-    done, read, where = consumed_samples - old["first_sample"], new["read"], f"phases[{number}].until"
-    if done <= old["read"]:
-        if done > read:
-            what = (
-                f"the checkpoint has read {done:,} samples of phase {old['phase']!r}, "
+    samples_read, read, where = consumed_samples - old["first_sample"], new["read"], f"phases[{number}].until"
+    if samples_read <= old["read"]:
+        if samples_read > read:
+            message = (
+                f"the checkpoint has read {samples_read:,} samples of phase {old['phase']!r}, "
                 f"and the config ends it after {read:,}"
             )
             fix = f"start from a checkpoint of sample {new['first_sample'] + read} or earlier"
-            raise CheckpointError(what, where, f"{fix}, or raise until to {done} samples or more")
+            raise CheckpointError(message, where, f"{fix}, or raise until to {samples_read} samples or more")
     elif read != old["read"]:
-        what = (
+        message = (
             f"the run left phase {old['phase']!r} after {old['read']:,} samples, and the config ends it after {read:,}"
         )
-        raise CheckpointError(what, where, _or_start_new(f"set until: {old['read']} samples"))
+        raise CheckpointError(message, where, _or_start_new(f"set until: {old['read']} samples"))
 
 
 def _differences(number: int, old: Link, new: Link) -> Iterator[Problem]:
@@ -145,8 +145,8 @@ def _differences(number: int, old: Link, new: Link) -> Iterator[Problem]:
                 _or_start_new(f"set {key}: {old[key]}"),
             )
     if old["samples"] != new["samples"]:
-        what = f"{begun} with a length of {old['samples']:,} samples, which is now {new['samples']:,}"
-        yield Problem(what, f"phases[{number}]", _or_start_new(f"set its length to samples: {old['samples']}"))
+        message = f"{begun} with a length of {old['samples']:,} samples, which is now {new['samples']:,}"
+        yield Problem(message, f"phases[{number}]", _or_start_new(f"set its length to samples: {old['samples']}"))
     for source in sorted({*old["sources"], *new["sources"]}):
         yield from _source_differences(number, source, old, new)
 
@@ -162,9 +162,9 @@ def _source_differences(number: int, source: str, old: Link, new: Link) -> Itera
         if key not in was or key not in now or was[key] == now[key] or (key == "samples" and not same_length):
             continue
         change = label.format(old=was[key], new=now[key])
-        what = f"the run has already read from phase {old['phase']!r}: {source!r} {change}"
+        message = f"the run has already read from phase {old['phase']!r}: {source!r} {change}"
         setting = {"samples": f"phases[{number}].blend", "first_index": f"phases[{number}].repeat"}.get(key, "sources")
-        yield Problem(what, f"{setting}.{source}", _or_start_new(_FIXES[key].format(source=source)))
+        yield Problem(message, f"{setting}.{source}", _or_start_new(_FIXES[key].format(source=source)))
 
 
 def _form(form: Mapping[str, Any] | None) -> str:
@@ -176,8 +176,8 @@ def _form(form: Mapping[str, Any] | None) -> str:
 
 
 def _another_law(number: int, old: Link) -> Problem:
-    what = f"phase {old['phase']!r} was ordered by another version of megacode, or the checkpoint's chain is damaged"
-    return Problem(what, f"phases[{number}]", "resume with the version of megacode that wrote the checkpoint")
+    message = f"phase {old['phase']!r} was ordered by another version of megacode, or the checkpoint's chain is damaged"
+    return Problem(message, f"phases[{number}]", "resume with the version of megacode that wrote the checkpoint")
 
 
 def _or_start_new(fix: str) -> str:

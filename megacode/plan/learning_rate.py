@@ -54,13 +54,13 @@ class PhaseRate:
 
     def at(self, clock: int) -> float:
         """Return the value at a clock of this phase."""
-        done = clock - self.first_sample
-        if done < self.warmup:
-            return _between(self.start, self.peak, done / self.warmup)
+        samples = clock - self.first_sample
+        if samples < self.warmup:
+            return _between(self.start, self.peak, samples / self.warmup)
         if self.rule == "inverse_sqrt":
-            return max(self.final, self.peak * math.sqrt(self.warmup / done))
+            return max(self.final, self.peak * math.sqrt(self.warmup / samples))
         # `fall` is t: 0 until the decay starts, 1 at the end of the phase.
-        fall = max(0, done - (self.samples - self.decay)) / self.decay if self.decay else 0.0
+        fall = max(0, samples - (self.samples - self.decay)) / self.decay if self.decay else 0.0
         if self.rule == "cosine":
             fall = (1 - math.cos(math.pi * fall)) / 2
         return _between(self.peak, self.final, fall)
@@ -101,6 +101,7 @@ class LearningRateSchedule:
             consumed_samples: the clock after the iteration; 0 gives the value before the first.
         """
         assert 0 <= consumed_samples <= self._ends[-1], consumed_samples
+        # At a border the clock belongs to the iteration that has just ended, so to the earlier phase: `bisect_left`.
         return self.phases[bisect_left(self._ends, consumed_samples)].at(consumed_samples)
 
 
@@ -109,6 +110,7 @@ def _phase_rate(rate: LearningRate, plan: PhasePlan, batches: BatchSchedule, bef
     warmup = 0 if rate.warmup is None else batches.samples(rate.warmup, plan.first_sample)
     final = rate.final
     if final is None:
+        # `inverse_sqrt` falls without a floor unless one is given; a `constant` rate ends where it is.
         final = 0.0 if rate.schedule == "inverse_sqrt" else peak
     return PhaseRate(
         rule=rate.schedule,
@@ -130,6 +132,7 @@ def _decay_samples(rate: LearningRate, plan: PhasePlan, batches: BatchSchedule, 
             last = batches.iteration_at(plan.full_end)
             first = last - rate.decay.count
             in_phase = first >= batches.iteration_at(plan.first_sample)
+            # One more than the phase has is impossible, and `_misfits` reports it with the number that would fit.
             return plan.full_end - batches.clock_after(first) if in_phase else plan.full_samples + 1
         return batches.samples(rate.decay, plan.first_sample)
     return round((rate.decay or 0.0) * plan.full_samples)
@@ -140,12 +143,12 @@ def _misfits(phase: Phase, plan: PhasePlan, rate: PhaseRate, batches: BatchSched
     iterations = batches.iterations(plan.first_sample, plan.full_end)
     where = f"phases[{plan.index}].learning_rate"
     if rate.warmup > plan.full_samples:
-        what = f"warmup {phase.learning_rate.warmup} is longer than phase {plan.name!r} of {iterations:,} iterations"
-        return [Problem(what, f"{where}.warmup", f"give at most {iterations} iterations, or lengthen the phase")]
+        message = f"warmup {phase.learning_rate.warmup} is longer than phase {plan.name!r} of {iterations:,} iterations"
+        return [Problem(message, f"{where}.warmup", f"give at most {iterations} iterations, or lengthen the phase")]
     if rate.rule == "wsd" and rate.warmup + rate.decay > plan.full_samples:
         left = plan.full_samples - rate.warmup
-        what = f"warmup plus decay is longer than phase {plan.name!r} of {plan.full_samples:,} samples"
-        return [Problem(what, f"{where}.decay", f"give at most {left} samples")]
+        message = f"warmup plus decay is longer than phase {plan.name!r} of {plan.full_samples:,} samples"
+        return [Problem(message, f"{where}.decay", f"give at most {left} samples")]
     return []
 
 

@@ -56,7 +56,7 @@ def prove_same_optimizer(
     trained, now = _optimizer_of(former, former_number), config.optimizer_in(config.phases[number])
     if trained == now:
         return
-    what = (
+    message = (
         f"{where} holds the state of {trained}, and the config says that phase {config.phases[number].name!r} was "
         f"trained with {now}"
     )
@@ -65,7 +65,7 @@ def prove_same_optimizer(
         fix += f", as it was trained; the next phase may have optimizer: {now}"
     else:
         fix += f"; to change to {now} here, end the phase here with `until` and add one with optimizer: {now}"
-    raise CheckpointError(what, f"phases[{number}].optimizer", fix)
+    raise CheckpointError(message, f"phases[{number}].optimizer", fix)
 
 
 def _optimizer_of(former: str, number: int) -> str:

@@ -187,8 +187,10 @@ def _epoch_windows(names: list[str], sizes: Mapping[str, SourceSize], seq_length
     short = [name for name, count in counts.items() if not count]
     if short:
         fix = "use a larger data set, a smaller train.seq_length, or remove it from the blends"
-        what = "the source has {:,} training tokens, less than one window of seq_length + 1 = {:,}"
-        problems = [Problem(what.format(sizes[name].tokens, seq_length + 1), f"sources.{name}", fix) for name in short]
+        message = "the source has {:,} training tokens, less than one window of seq_length + 1 = {:,}"
+        problems = [
+            Problem(message.format(sizes[name].tokens, seq_length + 1), f"sources.{name}", fix) for name in short
+        ]
         raise DataError(problems=problems)
     return counts
 

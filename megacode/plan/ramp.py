@@ -109,8 +109,8 @@ def phase_extent(phase: Phase, number: int, first: int, training: Training) -> E
     read = _samples(phase.until, first, training, f"phase {phase.name!r} ends early after", f"{where}.until")
     most = _most(phase, first, whole, training)
     if phase.until.count > most:
-        what = f"phase {phase.name!r} ends early after {phase.until}, but has only {most:,} {phase.until.unit}"
-        raise ConfigError(what, f"{where}.until", f"give at most {most} {phase.until.unit}, or lengthen the phase")
+        message = f"phase {phase.name!r} ends early after {phase.until}, but has only {most:,} {phase.until.unit}"
+        raise ConfigError(message, f"{where}.until", f"give at most {most} {phase.until.unit}, or lengthen the phase")
     return Extent(whole, min(whole, read))
 
 
@@ -122,12 +122,12 @@ def _samples(length: Quantity, first: int, training: Training, named: str, where
     unit = training.seq_length if length.unit == "tokens" else 1
     samples, batch = Fraction(length.count, unit), ramp.size(first)
     if samples < batch:
-        what = f"{named} {length.count:,} {length.unit}, less than one global batch of {batch:,} samples"
-        what += f" ({batch * unit:,} tokens)" if length.unit == "tokens" else ""
+        message = f"{named} {length.count:,} {length.unit}, less than one global batch of {batch:,} samples"
+        message += f" ({batch * unit:,} tokens)" if length.unit == "tokens" else ""
         least = f"{batch * unit} {length.unit}" if where.endswith("until") else f"{length.unit}: {batch * unit}"
         fix = f"give it at least {least}"
         fix += f", or train.global_batch_size at most {int(samples)}" if samples >= 1 else ""
-        raise ConfigError(what, where, fix)
+        raise ConfigError(message, where, fix)
     # Only tokens are rounded; samples and iterations are exact.
     return ramp.nearest(first, samples) - first if length.unit == "tokens" else length.count
 

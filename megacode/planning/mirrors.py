@@ -35,11 +35,13 @@ def mirror_problems(config: RunConfig) -> Iterator[Problem]:
             yield Problem(f"{called} is not installed", f"metrics.{name}", fix)
     wandb, mlflow = config.metrics.wandb, config.metrics.mlflow
     if wandb is not None and _present("wandb") and (old := _too_old_wandb()):
-        what = f"wandb {old} is older than {'.'.join(map(str, _OLDEST_WANDB))}"
-        yield Problem(what, "metrics.wandb", "pip install --upgrade 'megacode[wandb]'")
+        message = f"wandb {old} is older than {'.'.join(map(str, _OLDEST_WANDB))}"
+        yield Problem(message, "metrics.wandb", "pip install --upgrade 'megacode[wandb]'")
     if wandb is not None and wandb.mode == "online" and not _has_key():
-        what = f"there is no key for {_wandb_host()}: neither WANDB_API_KEY nor an entry in {_netrc_path()}"
-        yield Problem(what, "metrics.wandb", "run `wandb login`, set WANDB_API_KEY, or set metrics.wandb.mode=offline")
+        message = f"there is no key for {_wandb_host()}: neither WANDB_API_KEY nor an entry in {_netrc_path()}"
+        yield Problem(
+            message, "metrics.wandb", "run `wandb login`, set WANDB_API_KEY, or set metrics.wandb.mode=offline"
+        )
     if mlflow is not None and mlflow.tracking_uri.startswith(_DATABASES) and not _present("sqlalchemy", "alembic"):
         fix = "pip install sqlalchemy alembic, or give the address of a tracking server"
         yield Problem("MLflow writes into a database with SQLAlchemy", "metrics.mlflow.tracking_uri", fix)

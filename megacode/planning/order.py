@@ -32,8 +32,8 @@ def order_rows(config: RunConfig, first: int, count: int) -> list[Row]:
     """
     schedule = build_schedule(config, source_sizes(config))
     if not 0 <= first < schedule.total_samples:
-        what = f"sample {first} is not one of the run's {schedule.total_samples:,} samples"
-        raise ConfigError(what, "--first", f"give a number from 0 to {schedule.total_samples - 1}")
+        message = f"sample {first} is not one of the run's {schedule.total_samples:,} samples"
+        raise ConfigError(message, "--first", f"give a number from 0 to {schedule.total_samples - 1}")
     return _rows(config, schedule, range(first, min(first + count, schedule.total_samples)))
 
 
@@ -46,8 +46,8 @@ def seen_rows(config: RunConfig, source: str, document: int) -> list[Row]:
     """
     stream = _stream(config, source)
     if not 0 <= document < stream.data.documents:
-        what = f"there is no document {document} in {source!r}, which has {stream.data.documents:,} documents"
-        raise ConfigError(what, "--document", f"give a number from 0 to {stream.data.documents - 1}")
+        message = f"there is no document {document} in {source!r}, which has {stream.data.documents:,} documents"
+        raise ConfigError(message, "--document", f"give a number from 0 to {stream.data.documents - 1}")
     return _seen(config, stream, [document])
 
 

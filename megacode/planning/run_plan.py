@@ -111,6 +111,7 @@ def _untrainable(config: RunConfig) -> list[Problem]:
     problems = list(mirror_problems(config))
     try:
         check_scoring(config)
+    # All that would refuse the run, in one list: a user fixes it once.
     except ConfigError as error:
         problems += error.problems
     return problems
@@ -177,9 +178,10 @@ def prove_same_model(plan: Plan, state: TrainState, checkpoint: Path, *, weights
         if change not in adapted
     ]
     saved = saved_vocabulary(checkpoint)
+    # Not a change of settings: the vocabulary may come from a tokenizer that was replaced at the same path.
     if saved not in (None, plan.vocab_size):
-        what = f"the checkpoint has a vocabulary of {saved:,} tokens, the config {plan.vocab_size:,}"
-        problems.append(Problem(what, "model.vocab_size", fix))
+        message = f"the checkpoint has a vocabulary of {saved:,} tokens, the config {plan.vocab_size:,}"
+        problems.append(Problem(message, "model.vocab_size", fix))
     if problems:
         raise CheckpointError(problems=problems)
     return adapted
@@ -201,11 +203,11 @@ def prove_compatible(plan: Plan, checkpoint: Path, state: TrainState, accept_cha
             changed and that is not accepted.
     """
     if state.merged:
-        what = (
+        message = (
             f"it is a mean of {len(state.merged['of'])} checkpoints, without the state of an optimizer to resume from"
         )
         fix = "start a new run from its weights: init: {from: ..., load: weights}"
-        raise CheckpointError(what, str(checkpoint), fix)
+        raise CheckpointError(message, str(checkpoint), fix)
     prove_same_model(plan, state, checkpoint)
     _prove_same_tokenizer(plan.config, state)
     clock, chain = state.consumed_samples, state.fingerprints
@@ -220,6 +222,7 @@ def prove_compatible(plan: Plan, checkpoint: Path, state: TrainState, accept_cha
         # Accepted by the user: report the cost instead of refusing.
         loss = unknown_loss(clock) if former is None else lost(former, plan.schedule, clock)
     if chain:
+        # The phase of the last sample that was read: at a border that is the one which has ended.
         phase = plan.schedule.phase_at(min(clock, plan.schedule.total_samples) - 1)
         over = clock >= phase.last_sample
         prove_same_optimizer(plan.config, phase.index, state.config, len(chain) - 1, str(checkpoint), over=over)
@@ -230,9 +233,9 @@ def prove_compatible(plan: Plan, checkpoint: Path, state: TrainState, accept_cha
 def _prove_same_tokenizer(config: RunConfig, state: TrainState) -> None:
     facts = tokenizer_facts(config.tokenizer)
     if facts is not None and state.tokenizer_hash and facts["hash"] != state.tokenizer_hash:
-        what = f"the run was trained with tokenizer {state.tokenizer_hash[:12]}, this one is {facts['hash'][:12]}"
+        message = f"the run was trained with tokenizer {state.tokenizer_hash[:12]}, this one is {facts['hash'][:12]}"
         fix = "use the tokenizer it was trained with, or start a new run from its weights (init.from)"
-        raise CheckpointError(what, "tokenizer", fix)
+        raise CheckpointError(message, "tokenizer", fix)
 
 
 def plan_run(

@@ -57,8 +57,8 @@ def examine(
     started = time.monotonic()
     place = rendezvous.read(os.environ)
     if place.local_rank:
-        what = f"this is process {place.local_rank} of its node, but preflight needs exactly one per node"
-        raise LaunchError(what, "megacode preflight", "srun --ntasks-per-node=1 megacode preflight")
+        message = f"this is process {place.local_rank} of its node, but preflight needs exactly one per node"
+        raise LaunchError(message, "megacode preflight", "srun --ntasks-per-node=1 megacode preflight")
     node = _Node(run, place, timeout)
     node.look(checks(run.path if run else None, expected_gpus(os.environ) if gpus is None else gpus))
     meeting = Meeting(place, started + timeout)
@@ -96,14 +96,14 @@ class _Node:
             try:
                 within(deadline - time.monotonic(), lambda check=check: check(self.health))  # type: ignore[misc]
             except TimeoutError:
-                what = f"its check ({name}) did not end within {format_seconds(_OWN_SHARE * self.timeout)}"
+                message = f"its check ({name}) did not end within {format_seconds(_OWN_SHARE * self.timeout)}"
                 fix = "exclude the node, or allow more time: --timeout"
-                self.health.problems.append(Problem(what, self.health.looks_at or name, fix))
+                self.health.problems.append(Problem(message, self.health.looks_at or name, fix))
                 break
             except Exception as error:  # of any kind: the other nodes must learn that this one failed
-                what = f"failed: {str(error).strip().partition(chr(10))[0] or type(error).__name__}"
+                message = f"failed: {str(error).strip().partition(chr(10))[0] or type(error).__name__}"
                 where = self.health.looks_at or name
-                self.health.problems.append(Problem(what, where, "exclude the node and have it repaired"))
+                self.health.problems.append(Problem(message, where, "exclude the node and have it repaired"))
         self.doing = ""
         self.write()
 
@@ -249,9 +249,9 @@ def _never_met(node: _Node, meeting: Meeting) -> Findings:
 def _unreachable(node: _Node, meeting: Meeting) -> Problem:
     where = f"{node.place.address}:{meeting.port}"
     why = f": {meeting.error}" if meeting.error else ""
-    what = f"the nodes cannot connect to {node.names[0]} within {format_seconds(node.timeout)}{why}"
+    message = f"the nodes cannot connect to {node.names[0]} within {format_seconds(node.timeout)}{why}"
     fix = "check that MASTER_ADDR is that node's address, the port is free, and no firewall is between the nodes"
-    return Problem(what, where, fix)
+    return Problem(message, where, fix)
 
 
 # The checks that need all nodes.
@@ -260,7 +260,7 @@ def _unreachable(node: _Node, meeting: Meeting) -> Problem:
 def _compare_clocks(node: _Node, meeting: Meeting, clock: Callable[[], float]) -> None:
     """Read all clocks at the same moment and compare with the median; with two nodes, the first one's is taken."""
     seconds = soon(node.place.world_size)
-    meeting.exchange("now", True, seconds, lambda said: True)  # a barrier: the answer reaches all nodes together
+    meeting.exchange("now", True, seconds, lambda answers: True)  # a barrier: the answer reaches all nodes together
     moment = clock()
     usual = meeting.exchange("clock", moment, seconds, _usual)
     if usual is None:
@@ -268,8 +268,8 @@ def _compare_clocks(node: _Node, meeting: Meeting, clock: Callable[[], float]) -
     offset = moment - usual
     node.health.measured["clock_offset"] = round(offset, 3)
     if abs(offset) > _CLOCKS_APART:
-        what = f"its clock is {format_seconds(abs(offset))} {'ahead' if offset > 0 else 'behind'}"
-        node.health.problems.append(Problem(what, "clock", "have its time service (chrony, ntpd) repaired"))
+        message = f"its clock is {format_seconds(abs(offset))} {'ahead' if offset > 0 else 'behind'}"
+        node.health.problems.append(Problem(message, "clock", "have its time service (chrony, ntpd) repaired"))
 
 
 def _usual(moments: dict[int, float]) -> float:

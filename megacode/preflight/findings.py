@@ -105,14 +105,14 @@ def silent_node(name: str, rank: int, left: Json | None, timeout: float, own: Js
     """
     within = f"within {format_seconds(timeout)}"
     if left is None:
-        what = f"did not start {within}"
+        message = f"did not start {within}"
     elif left["doing"]:
-        what = f"stopped or froze during a check ({left['doing']}): not done after {format_seconds(timeout)}"
+        message = f"stopped or froze during a check ({left['doing']}): not done after {format_seconds(timeout)}"
     else:
-        what = f"passed its own checks, but did not answer the others {within}"
+        message = f"passed its own checks, but did not answer the others {within}"
     start = {key: own[key] for key in ("job", "restart", "step")}
     known = left or {"node": name, "rank": rank, "problems": [], "measured": {}, "doing": "", **start}
-    problems = [*known["problems"], vars(Problem(what, "", _NO_ANSWER))]
+    problems = [*known["problems"], vars(Problem(message, "", _NO_ANSWER))]
     return {**known, "ok": False, "problems": problems, "time": round(time.time(), 3), "told_by": own["node"]}
 
 

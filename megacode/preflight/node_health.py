@@ -83,9 +83,9 @@ def count_gpus(health: NodeHealth, expected: int | None) -> None:
         free, total = torch.cuda.mem_get_info(index)
         frees.append(free)
         if free < _FREE_SHARE * total:
-            what = f"only {format_bytes(free)} of its {format_bytes(total)} are free"
+            message = f"only {format_bytes(free)} of its {format_bytes(total)} are free"
             fix = "`nvidia-smi` shows which process holds the rest: end it"
-            health.problems.append(Problem(what, health.looks_at, fix))
+            health.problems.append(Problem(message, health.looks_at, fix))
     health.looks_at = ""
 
 
@@ -95,9 +95,9 @@ def look_at_machine(health: NodeHealth) -> None:
     load = os.getloadavg()[0]
     health.measured |= {"cores": len(os.sched_getaffinity(0)), "load": round(load, 2), "memory_free": memory.available}
     if memory.available < _LEAST_MEMORY:
-        what = f"only {format_bytes(memory.available)} of {format_bytes(memory.total)} are free"
+        message = f"only {format_bytes(memory.available)} of {format_bytes(memory.total)} are free"
         fix = "`ps aux --sort=-rss` shows which process holds the rest: end it"
-        health.problems.append(Problem(what, "memory", fix))
+        health.problems.append(Problem(message, "memory", fix))
 
 
 def write_disk(health: NodeHealth, directory: Path, size: int = _WRITTEN) -> None:
@@ -120,8 +120,8 @@ def write_disk(health: NodeHealth, directory: Path, size: int = _WRITTEN) -> Non
         free = shutil.disk_usage(directory).free
     except OSError as error:
         fix = "free some space there, or give another run_dir; all nodes must be able to write to it"
-        what = f"{format_bytes(size)} cannot be written: {error.strerror or error}"
-        health.problems.append(Problem(what, str(directory), fix))
+        message = f"{format_bytes(size)} cannot be written: {error.strerror or error}"
+        health.problems.append(Problem(message, str(directory), fix))
         return
     rate = size / (time.perf_counter() - started)
     health.measured |= {"disk_free": free, "disk_write": round(rate)}
@@ -219,8 +219,8 @@ def ask_driver(health: NodeHealth) -> None:
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=_SMI_SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        what = f"no answer within {format_seconds(_SMI_SECONDS)}"
-        health.problems.append(Problem(what, "nvidia-smi", f"the driver hangs: {_EXCLUDE}"))
+        message = f"no answer within {format_seconds(_SMI_SECONDS)}"
+        health.problems.append(Problem(message, "nvidia-smi", f"the driver hangs: {_EXCLUDE}"))
         return
     if done.returncode == 0:  # older drivers do not know all fields; that is no reason to refuse a node
         read_driver(health, done.stdout, [_uuid(index) for index in range(health.measured["gpus"])])
@@ -248,8 +248,8 @@ def read_driver(health: NodeHealth, answer: str, uuids: list[str]) -> None:
         reasons = zip(_SMI_REASONS, cells[len(_SMI_NUMBERS) :], strict=False)
         active = [reason.replace("_", " ") for reason, state in reasons if state == "Active"]
         if active:
-            what = f"its hardware throttles it ({', '.join(active)}) at {numbers['temperature.gpu']} degrees Celsius"
-            health.problems.append(Problem(what, f"GPU {index}", f"cooling or power is at fault: {_EXCLUDE}"))
+            message = f"its hardware throttles it ({', '.join(active)}) at {numbers['temperature.gpu']} degrees Celsius"
+            health.problems.append(Problem(message, f"GPU {index}", f"cooling or power is at fault: {_EXCLUDE}"))
 
 
 _EXCLUDE = "exclude the node (sbatch --exclude) and have it repaired"

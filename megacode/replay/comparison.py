@@ -36,8 +36,8 @@ def replayable(run_dir: Path, iteration: int) -> tuple[Plan, Json | None]:
     """
     run = RunDir(run_dir)
     if not run.config.is_file():
-        what = "it has no run.yaml" if run_dir.is_dir() else "there is no such directory"
-        raise ConfigError(what, str(run_dir), "give the directory of a run that was started: runs/<name>")
+        message = "it has no run.yaml" if run_dir.is_dir() else "there is no such directory"
+        raise ConfigError(message, str(run_dir), "give the directory of a run that was started: runs/<name>")
     # The stored run_dir is where the run was started; checkpoints and ledger are read from where it is now.
     plan = make_plan(load_config(run.config, [f"run_dir={run_dir.absolute()}"]))
     last, clock, recorded = 0, 0, None
@@ -47,8 +47,8 @@ def replayable(run_dir: Path, iteration: int) -> tuple[Plan, Json | None]:
     finished = clock >= plan.schedule.total_samples
     most = last if finished else last + 1
     if not 1 <= iteration <= most:
-        what = f"the run has no iteration {iteration}: it has trained {last} iterations"
-        raise ConfigError(what, "--iteration", f"give a number from 1 to {most}")
+        message = f"the run has no iteration {iteration}: it has trained {last} iterations"
+        raise ConfigError(message, "--iteration", f"give a number from 1 to {most}")
     return plan, recorded
 
 

@@ -172,8 +172,8 @@ def _begin(plan: Plan, directory: RunDir, iteration: int) -> _Run:
     if origin.checkpoint is not None and origin.saved is not None:
         restoring.load(config, rank_model, origin.checkpoint, origin.saved, weights_only=origin.weights_only)
     if state.iteration >= iteration:  # a branch, asked for an iteration of its trunk
-        what = f"the run branched off {origin.checkpoint}, after iteration {state.iteration}"
-        raise ConfigError(what, "--iteration", f"give a number from {state.iteration + 1} on, or replay that run")
+        message = f"the run branched off {origin.checkpoint}, after iteration {state.iteration}"
+        raise ConfigError(message, "--iteration", f"give a number from {state.iteration + 1} on, or replay that run")
     loader = Loader(config, plan.schedule, plan.batches, streams, ranks.dp_rank, ranks.dp_size)
     fp8 = Fp8Watch(config, rank_model)
     fp8.restore(state.health.get("fp8", {}))

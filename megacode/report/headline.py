@@ -19,13 +19,13 @@ COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", 
 
 def status(record: RunRecord) -> dict[str, str]:
     """Return the run's status: `state` (finished, stopped, open, waiting) and `text`."""
-    total, done = int(record.plan.get("total_samples") or 0), int(record.last.get("consumed_samples") or 0)
+    total, consumed = int(record.plan.get("total_samples") or 0), int(record.last.get("consumed_samples") or 0)
     if not record.train:
         return {"state": "waiting", "text": "Not started: no iteration has been done yet."}
-    if total and done >= total:
+    if total and consumed >= total:
         return {"state": "finished", "text": "Finished: every planned sample was read."}
     # Without a plan there is no total to compare with.
-    share = f"{100 * done / total:.1f} % of the planned samples" if total else f"{done:,} samples"
+    share = f"{100 * consumed / total:.1f} % of the planned samples" if total else f"{consumed:,} samples"
     # Only a stop event proves an end: a killed process writes none, and looks like a running one.
     last = record.events[-1] if record.events else {}
     if last.get("event") == "stop":
@@ -84,18 +84,18 @@ def _parameters_card(record: RunRecord) -> dict[str, str]:
 
 
 def _tokens_card(record: RunRecord) -> dict[str, str]:
-    done, planned = record.tokens(record.last), record.planned_tokens
-    note = f"{done:,} of {planned:,} planned" if done != planned else f"{done:,}, as planned"
-    return _card("Tokens read", format_count(done), note)
+    consumed, planned = record.tokens(record.last), record.planned_tokens
+    note = f"{consumed:,} of {planned:,} planned" if consumed != planned else f"{consumed:,}, as planned"
+    return _card("Tokens read", format_count(consumed), note)
 
 
 def _iterations_card(record: RunRecord) -> dict[str, str]:
     planned = sum(int(phase.get("iterations") or 0) for phase in record.phases)
-    done = int(record.last.get("iteration") or 0)
+    iteration = int(record.last.get("iteration") or 0)
     batch = record.last.get("batch_size")
     size = f"{batch} x {record.seq_length:,} tokens each" if batch else ""
-    notes = [f"of {planned:,}" if planned > done else "", size]
-    return _card("Iterations", f"{done:,}", ", ".join(filter(None, notes)))
+    notes = [f"of {planned:,}" if planned > iteration else "", size]
+    return _card("Iterations", f"{iteration:,}", ", ".join(filter(None, notes)))
 
 
 def _loss_card(record: RunRecord) -> dict[str, str]:

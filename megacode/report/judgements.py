@@ -18,7 +18,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 def judgements(record: RunRecord) -> list[dict[str, str]]:
     """Return a row per comparison by `megacode judge` in the run: counts, and win rate with its 95 % interval."""
     # Files without overall figures are unfinished or of another kind.
-    return [_row(one) for one in record.judgements if isinstance(one.get("overall"), dict)]
+    return [_row(judgement) for judgement in record.judgements if isinstance(judgement.get("overall"), dict)]
 
 
 def _row(document: Json) -> dict[str, str]:

@@ -63,8 +63,8 @@ def write_report(run_dirs: Path | Sequence[Path], out: Path | None = None) -> Pa
     try:
         write_text(target, text)
     except OSError as error:
-        what = f"the page cannot be written: {error.strerror}"
-        raise ConfigError(what, str(target), "choose another file with --out") from error
+        message = f"the page cannot be written: {error.strerror}"
+        raise ConfigError(message, str(target), "choose another file with --out") from error
     return target
 
 
@@ -80,8 +80,8 @@ def _check_target(target: Path) -> None:
         return
     # An empty file is replaced: `mktemp` and shell redirects create one.
     if head and not any(mark in head for mark in PAGE_MARKS):
-        what = "this file was not written by megacode, so it is not replaced"
-        raise ConfigError(what, str(target), "choose another file with --out, or remove this one")
+        message = "this file was not written by megacode, so it is not replaced"
+        raise ConfigError(message, str(target), "choose another file with --out, or remove this one")
 
 
 def render(record: RunRecord, folder: Path) -> str:
@@ -175,10 +175,10 @@ def corpus(record: RunRecord) -> list[Json]:
 
 def dropped(record: RunRecord) -> str:
     """Return what the demo's corpus lost to duplicates and to decontamination, as a sentence."""
-    found, items = record.corpus.get("duplicates") or {}, record.corpus.get("contamination") or {}
-    if not found or not items:
+    duplicates, items = record.corpus.get("duplicates") or {}, record.corpus.get("contamination") or {}
+    if not duplicates or not items:
         return ""
-    copies, passages = sum(found["dropped"].values()), int(items["documents"])
+    copies, passages = sum(duplicates["dropped"].values()), int(items["documents"])
     return f"{copies:,} duplicates were dropped, and {passages:,} documents with a passage of a held-out one."
 
 

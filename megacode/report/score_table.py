@@ -49,8 +49,8 @@ def table(record: RunRecord, scores: Sequence[Score]) -> dict[str, Any]:
 
 def left_out(record: RunRecord) -> list[str]:
     """Return the tasks that the newest scores of each suite lack, and why."""
-    found = {document["suite"]: document.get("left_out") or {} for document in record.scores}
-    return [f"{task}: {why}" for tasks in found.values() for task, why in tasks.items()]
+    tasks_by_suite = {document["suite"]: document.get("left_out") or {} for document in record.scores}
+    return [f"{task}: {why}" for tasks in tasks_by_suite.values() for task, why in tasks.items()]
 
 
 def _rows(
@@ -89,9 +89,9 @@ def _columns(record: RunRecord, iterations: Sequence[int]) -> list[int]:
     """Return the checkpoints that a table shows: ends of phases, the last one, and others if there is room."""
     if len(iterations) <= MOST_COLUMNS:
         return list(iterations)
-    ends = [one for one in iterations if not checkpoint_title(record, one).startswith("iteration")]
+    ends = [iteration for iteration in iterations if not checkpoint_title(record, iteration).startswith("iteration")]
     shown = {*ends[-MOST_COLUMNS + 1 :], iterations[-1]}
     # Evenly spaced: each of `room` equal stretches gives its middle one.
-    others = [one for one in iterations if one not in shown]
+    others = [iteration for iteration in iterations if iteration not in shown]
     room = MOST_COLUMNS - len(shown)
     return sorted(shown | {others[(2 * number + 1) * len(others) // (2 * room)] for number in range(room)})

@@ -190,8 +190,8 @@ def grouped(scores: Sequence[Score]) -> list[list[Score]]:
 
 def group_title(scores: Sequence[Score]) -> str:
     """Return the title of scores of one metric and kind of task: `Endings: accuracy`."""
-    what = family(scores[0]) if scores[0].source and not scores[0].is_bits else ""
-    return f"{what.capitalize()}: {scores[0].title}" if what else scores[0].title.capitalize()
+    subject = family(scores[0]) if scores[0].source and not scores[0].is_bits else ""
+    return f"{subject.capitalize()}: {scores[0].title}" if subject else scores[0].title.capitalize()
 
 
 def group_note(scores: Sequence[Score]) -> str:

@@ -53,7 +53,7 @@ class Curve:
 
     run: Run
     points: Sequence[tuple[float, float]]
-    said: Sequence[str] = ()
+    tooltips: Sequence[str] = ()
 
 
 def loss_figure(runs: Sequence[Run], index: int, source: str) -> Figure:
@@ -147,7 +147,7 @@ def _curves(frame: Frame, training: Sequence[Curve], held_out: Sequence[Curve],
     marks += [
         element("circle", tip(f"{curve.run.label}, {text}"), class_=f"dot {curve.run.css}", cx=x, cy=y, r=3.0)
         for curve in held_out
-        for (x, y), text in zip(place(curve), curve.said, strict=True)
+        for (x, y), text in zip(place(curve), curve.tooltips, strict=True)
     ]
     return marks
 

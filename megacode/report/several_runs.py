@@ -74,7 +74,7 @@ def _summary(run: Run) -> dict[str, str]:
 def score_table(runs: Sequence[Run]) -> dict[str, Any]:
     """Return the newest scores of each run: `columns`, and `groups` of rows, one cell per run."""
     newest = {run.label: _newest(scoring.collect(run.record)) for run in runs}
-    every = [score for found in newest.values() for score in found.values()]
+    every = [score for scores in newest.values() for score in scores.values()]
     groups = []
     for part in scoring.grouped(every):
         tasks = dict.fromkeys((score.task, score.metric) for score in part)

@@ -142,7 +142,7 @@ def provenance(record: RunRecord) -> list[dict[str, str]]:
         rows += _flat({key: event[key] for key in event if key not in NO_PROVENANCE})
     rows += [("git commit", ran)] if (ran := commit(record)) else []
     rows += _flat(_identities(record))
-    export, score = (found[-1] if found else {} for found in (record.exports, record.scores))
+    export, score = (records[-1] if records else {} for records in (record.exports, record.scores))
     # Later entries win: the trainer's versions count before those of tools that read its model.
     sources_of_versions = (score, export, *starts[-1:])
     versions = {

@@ -199,4 +199,4 @@ def seed_covariance(results: Results, differences: Sequence[ScoreDifference]) ->
 
 def _seed_residuals(results: Results, number: int, same: bool) -> np.ndarray:
     scores = [results.scores(i, results.quantities[number]) for i in range(len(results.arms))]
-    return residuals(np.array(scores)).ravel() if same else np.concatenate([one - one.mean() for one in scores])
+    return residuals(np.array(scores)).ravel() if same else np.concatenate([score - score.mean() for score in scores])

@@ -165,9 +165,9 @@ class ItemsReader:
         clusters = raw.count(_CLUSTER)
         for form in self._forms:
             # A passage that is named behind the results would not be seen.
-            found = _read_as(form, lines) if form.clusters == clusters else None
-            if found is not None:
-                return found
+            fast_items = _read_as(form, lines) if form.clusters == clusters else None
+            if fast_items is not None:
+                return fast_items
         parsed = list(_parsed(path, lines))
         items = _collected(parsed)
         new = _form(lines, parsed, {task: one.questions for task, one in items.items()})
@@ -249,10 +249,10 @@ def _read_as(form: _Form, lines: Sequence[bytes]) -> dict[str, TaskItems] | None
         parts = [line[size:].partition(tail) for line, size in zip(own, sizes, strict=True)]
         if not all(middle for _, middle, _ in parts):
             return None
-        found = _results([result for result, _, _ in parts], block.metrics)
-        if found is None:
+        results_by_metric = _results([result for result, _, _ in parts], block.metrics)
+        if results_by_metric is None:
             return None
-        for metric, results in found.items():
+        for metric, results in results_by_metric.items():
             values[block.task].setdefault(block.filter, {}).setdefault(metric, []).extend(results)
     return {task: TaskItems(questions, values[task]) for task, questions in form.questions.items()}
 

@@ -51,6 +51,7 @@ def item_standard_error(items: int, deviation: float, correlation: float) -> flo
         deviation: standard deviation of one arm's results over items; sqrt(p (1 - p)) for right or wrong.
         correlation: of the two arms' results over items.
     """
+    # The more alike two arms answer, the fewer items are needed: what both get right tells nothing of the difference.
     return math.sqrt(2 * (1 - correlation) / items) * deviation
 
 
@@ -98,6 +99,7 @@ def expected(
         raise ValueError(f"{arms} arms with {seeds} seeds cannot be compared")
     # All arms estimate the spread over seeds together; see `variance.paired_spread`.
     df = (arms - 1) * (seeds - 1) if seeds > 1 else math.inf
+    # Twice: both the arm and the baseline vary with the seed.
     seed = Part(2 * seed_deviation**2 / seeds, df)
     spread = spread_of(seed, [Part(item_error**2, items - 1)], [])
     # The level whose single interval is as wide as one that holds for all arms.

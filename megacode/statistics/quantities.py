@@ -114,7 +114,7 @@ class Results:
 def _profile(arm: Arm, key: Key) -> Profile:
     tasks = [model.tasks[key[0]] for model in arm.models]
     outcomes = [task.outcomes[key[1]] for task in tasks]
-    return profile(np.array([one.values for one in outcomes]), outcomes[0].sizes, tasks[0].clusters)
+    return profile(np.array([outcome.values for outcome in outcomes]), outcomes[0].sizes, tasks[0].clusters)
 
 
 def tabulate(arms: Sequence[Arm], without: Sequence[str] = ()) -> Results:
@@ -184,9 +184,9 @@ def _weighted(categories: Sequence[dict[str, Any]], keys: Sequence[Key]) -> tupl
     weights: dict[Key, float] = {}
     missing = []
     for category in categories:
-        there = [(task, metric) for task, metric in category.items() if (task, metric) in keys]
+        measured = [(task, metric) for task, metric in category.items() if (task, metric) in keys]
         missing += [task for task, metric in category.items() if (task, metric) not in keys]
         # Missing tasks leave their category's weight to the others of it.
-        for key in there:
-            weights[key] = weights.get(key, 0) + 1 / (len(categories) * len(there))
+        for key in measured:
+            weights[key] = weights.get(key, 0) + 1 / (len(categories) * len(measured))
     return list(weights.items()), missing

@@ -117,8 +117,8 @@ def read_scores(path: Path, reader: ItemsReader | None = None) -> Scores:
     try:
         return _scores(path, document, reader or ItemsReader())
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # values of other types than a score file has
-        what = f"the score file is damaged: {type(error).__name__}: {error}"
-        raise DataError(what, str(path), SCORE_AGAIN) from None
+        message = f"the score file is damaged: {type(error).__name__}: {error}"
+        raise DataError(message, str(path), SCORE_AGAIN) from None
 
 
 def _scores(path: Path, document: Mapping[str, Any], reader: ItemsReader) -> Scores:
@@ -150,8 +150,8 @@ def read_document(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise DataError("the score file does not exist", str(path), fix) from None
     except orjson.JSONDecodeError as error:
-        what = f"the score file is damaged: line {error.lineno}, column {error.colno}: {error.msg}"
-        raise DataError(what, str(path), SCORE_AGAIN) from None
+        message = f"the score file is damaged: line {error.lineno}, column {error.colno}: {error.msg}"
+        raise DataError(message, str(path), SCORE_AGAIN) from None
     keys = ("scores", "tasks", "settings", "versions", "model")
     missing = [key for key in keys if not isinstance(document, dict) or not isinstance(document.get(key), dict)]
     if missing:
@@ -203,8 +203,8 @@ def _task(
         if result is not None:
             outcomes[metric] = result
         elif f"{metric}_stderr" in scores:  # written only if the score was the mean of the items
-            what = f"{name}/{metric} is {score:g} in the score file, but its items have another mean"
-            raise DataError(what, str(path), SCORE_AGAIN)
+            message = f"{name}/{metric} is {score:g} in the score file, but its items have another mean"
+            raise DataError(message, str(path), SCORE_AGAIN)
         else:
             unpaired.append(f"{name}/{metric}")
     passages, digested = questions.first.passages
@@ -216,8 +216,8 @@ def _check_questions(facts: Mapping[str, Any], name: str, questions: TaskQuestio
     # First the numbers, for a clear message; then the hash, which also covers documents and order.
     for one in questions.by_filter.values():
         if not one.once or len(one.items) != facts.get("items"):
-            what = f"it has {len(one.items):,} lines of {name}, but the score file has {facts.get('items')} items"
-            raise DataError(what, str(path), SCORE_AGAIN)
+            message = f"it has {len(one.items):,} lines of {name}, but the score file has {facts.get('items')} items"
+            raise DataError(message, str(path), SCORE_AGAIN)
     if questions.digest != facts.get("questions_sha256"):
         raise DataError(f"its items of {name} differ from those of the score file", str(path), SCORE_AGAIN)
 

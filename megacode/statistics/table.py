@@ -47,9 +47,9 @@ def _arms(document: Mapping[str, Any], console: Console) -> None:
 def _seeds(arm: Mapping[str, Any]) -> str:
     seeds = [str(seed) for seed in dict.fromkeys(arm["seeds"]) if seed is not None]
     of_weights = [str(seed) for seed in arm["init_seeds"] if seed is not None]
-    said = f", seed {', '.join(seeds)}" if seeds else ""
+    text = f", seed {', '.join(seeds)}" if seeds else ""
     # Models of one order of data: what tells them apart.
-    return said + (f", first weights {', '.join(of_weights)}" if of_weights and len(seeds) < len(of_weights) else "")
+    return text + (f", first weights {', '.join(of_weights)}" if of_weights and len(seeds) < len(of_weights) else "")
 
 
 def _sentences(primary: Sequence[dict[str, Any]], console: Console) -> None:
@@ -68,17 +68,17 @@ def _table(document: Mapping[str, Any], comparisons: Sequence[dict[str, Any]]) -
     table = FigureTable("metric, arm", *figures, "", figures=figures)
     spread = {arm["name"]: arm["seed_sd"] for arm in document["arms"]}
     # One block per metric: the baseline's score, the arms' differences, and the spread over seeds.
-    for metric in dict.fromkeys(one["metric"] for one in comparisons):
-        rows = [one for one in comparisons if one["metric"] == metric]
+    for metric in dict.fromkeys(comparison["metric"] for comparison in comparisons):
+        rows = [comparison for comparison in comparisons if comparison["metric"] == metric]
         arrow = " ↓" if rows[0]["higher_is_better"] is False else ""
         table.add_row(metric + arrow, style="bold")
-        places = min(digits(one) for one in rows)  # one number of decimals per metric, so that columns align
+        places = min(digits(row) for row in rows)  # one number of decimals per metric, so that columns align
         table.add_row(f"  {document['baseline']}", figure(rows[0], rows[0]["baseline_score"], places=places))
         for one in rows:
             score = figure(one, one["score"], places=places)
             difference = figure(one, one["difference"], sign=True, places=places)
             table.add_row(f"  {one['arm']}", score, difference, *_half_widths(one, places), verdict(one))
-        sds = [spread[name][metric] for name in (document["baseline"], *(one["arm"] for one in rows))]
+        sds = [spread[name][metric] for name in (document["baseline"], *(row["arm"] for row in rows))]
         if known := [sd for sd in sds if sd is not None]:
             low, high = (figure(rows[0], sd, places=places) for sd in (min(known), max(known)))
             table.add_row(f"  sd over seeds {low} .. {high}", style="dim")

@@ -85,9 +85,9 @@ def about(one: Comparison) -> str:
     return f"these two models{moved}"
 
 
-def seeds_vary(what: str) -> str:
+def seeds_vary(varying: str) -> str:
     """Return what seeds of one kind alone cannot show: `weights` or `data`, as in `vary` of a study."""
-    varied, fixed = ("the order of data", "the first weights")[:: 1 if what == "data" else -1]
+    varied, fixed = ("the order of data", "the first weights")[:: 1 if varying == "data" else -1]
     return f"seeds vary {varied} alone: intervals do not hold for other seeds of {fixed}"
 
 

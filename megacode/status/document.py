@@ -101,6 +101,7 @@ def _progress(files: RunFiles, last: Json) -> Json:
 
 
 def _chosen(line: Json, *names: str) -> Json | None:
+    # None, not a row of Nones: a reader can tell a run without validation from one without results.
     return {name: line.get(name) for name in names} if line else None
 
 
@@ -156,6 +157,7 @@ def _estimate(files: RunFiles, split: Json | None, state: State) -> Json | None:
     pace = statistics.median(float(line["seconds"]) / int(line["batch_size"]) for line in lines)
     training = float(split["training"])
     overhead = (training + split["saving"] + split["validating"]) / training if training else 1.0
+    # A plan may have been shortened since: then nothing is left.
     rest = max(0, int(total) - int(files.train[-1]["consumed_samples"]))
     seconds = rest * pace * overhead
     return {

@@ -98,8 +98,8 @@ def read_files(path: Path, now: float) -> RunFiles:
     if not path.is_dir():
         raise ConfigError("there is no such directory", str(path), fix)
     if not any(item.exists() for item in (run.config, run.plan, run.metrics, run.events, run.lock)):
-        what = "this is not a run directory: it has no run.yaml, plan.json, metrics.jsonl or events.jsonl"
-        raise ConfigError(what, str(path), fix)
+        message = "this is not a run directory: it has no run.yaml, plan.json, metrics.jsonl or events.jsonl"
+        raise ConfigError(message, str(path), fix)
     damaged: list[str] = []
     last: dict[str, Json] = {}
     scores: list[Json] = []

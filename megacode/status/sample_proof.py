@@ -40,6 +40,7 @@ def prove_samples(path: Path) -> Json:
     repeated: list[int] = []
     needed = ("iteration", "consumed_samples", "batch_size", "samples_digest", "samples_by_source")
     records = read_metrics(run.metrics, "train", damaged=damaged, repeated=repeated)
+    # Only what is compared: a long run has a million lines, each with dozens of numbers.
     lines: list[Json] = [{name: line.get(name) for name in needed} for line in records]
     schedule = _schedule(run)
     begun = next((event for event in read_events(run, damaged) if event.get("event") == "start"), {})
@@ -68,9 +69,9 @@ def differing_error(proof: Json, path: Path) -> VerificationError:
     ]
     if len(rows) > _SHOWN:
         shown[_SHOWN:] = [f"and {len(rows) - _SHOWN:,} more"]
-    what = f"{proof['equal']:,} of {proof['iterations']:,} iterations read exactly the planned samples"
+    message = f"{proof['equal']:,} of {proof['iterations']:,} iterations read exactly the planned samples"
     fix = "metrics.jsonl or run.yaml was changed; each checkpoint's megacode.json holds the config it was saved with"
-    return VerificationError(f"{what}; {'; '.join(shown)}", str(RunDir(path).metrics), fix)
+    return VerificationError(f"{message}; {'; '.join(shown)}", str(RunDir(path).metrics), fix)
 
 
 def _schedule(run: RunDir) -> Schedule:
@@ -108,12 +109,12 @@ def _differing(lines: list[Json], schedule: Schedule, iteration: int, clock: int
         if line["iteration"] != iteration + 1:
             yield {"iteration": line["iteration"], "what": f"comes after iteration {iteration}"}
         if before != clock:
-            what = f"begins with sample {before:,}, but the previous iteration ended with {clock - 1:,}"
-            yield {"iteration": line["iteration"], "what": what}
+            message = f"begins with sample {before:,}, but the previous iteration ended with {clock - 1:,}"
+            yield {"iteration": line["iteration"], "what": message}
         # Then: did it read these samples?
-        what = _compare(line, before, after, schedule)
-        if what:
-            yield {"iteration": line["iteration"], "what": what}
+        message = _compare(line, before, after, schedule)
+        if message:
+            yield {"iteration": line["iteration"], "what": message}
         iteration, clock = line["iteration"], after
 
 

@@ -32,17 +32,17 @@ def check_metrics(grid: Grid, path: Path) -> None:
     configs = [cell.plan.config for cell in grid.cells]
     tasks: set[str] = set()
     means: set[str] = set()
-    found: list[KnownMetrics] = []
+    metrics: list[KnownMetrics] = []
     for suite in grid.study.suites:
         own = known_metrics(suite, configs)
-        found.append(own.renamed(score_name(suite), tasks, means))
+        metrics.append(own.renamed(score_name(suite), tasks, means))
         tasks |= {*own.tasks}
         means |= {*own.means}
-    known = [name for one in found for name in one.names()]
+    known = [name for one in metrics for name in one.names()]
     problems = [
         Problem(_what(metric, grid.study), f"{path.name}: {where}", _fix(metric, known))
         for where, metric in named
-        if not any(one.may_have(metric) for one in found)
+        if not any(one.may_have(metric) for one in metrics)
     ]
     if problems:
         raise ConfigError(problems=problems)

@@ -60,13 +60,13 @@ def check_claims(document: _Json) -> None:
 
 
 def study_document(
-    tree: Tree, proofs: Collection[Proof], found: Mapping[str, Found], costs: Costs, why: bool = False
+    tree: Tree, proofs: Collection[Proof], states: Mapping[str, Found], costs: Costs, why: bool = False
 ) -> _Json:
     """Return everything that a plan says, as plain values for JSON: tokens, samples, operations, hours, bytes."""
     study = tree.grid.study
     # Comparing every node with every other is quadratic, so it is done only when asked for.
-    reason = reasons(tree, found.values()) if why else {}
-    nodes = [_node(tree, node, found, costs) for node in tree.nodes.values()]
+    reason = reasons(tree, states.values()) if why else {}
+    nodes = [_node(tree, node, states, costs) for node in tree.nodes.values()]
     for row in nodes:
         if why:
             row["why"] = reason[row["id"]].sentence()
@@ -98,8 +98,8 @@ def study_document(
     }
 
 
-def _node(tree: Tree, node: TreeNode, found: Mapping[str, Found], costs: Costs) -> _Json:
-    on_disk = found.get(node.id)
+def _node(tree: Tree, node: TreeNode, states: Mapping[str, Found], costs: Costs) -> _Json:
+    on_disk = states.get(node.id)
     plan = node.cell.plan.schedule.phases[node.phase]
     return {
         "id": node.id,
@@ -114,7 +114,7 @@ def _node(tree: Tree, node: TreeNode, found: Mapping[str, Found], costs: Costs) 
         "levels": dict(node.cell.levels),
         "phase": node.phase_name,
         # Of a merged end: what it is made of; nothing is trained in it.
-        "merge": _merge(node, found),
+        "merge": _merge(node, states),
         "first_sample": plan.first_sample + node.first,
         "last_sample": node.clock,
         "iteration": node.iteration,
@@ -129,11 +129,11 @@ def _node(tree: Tree, node: TreeNode, found: Mapping[str, Found], costs: Costs) 
     }
 
 
-def _merge(node: TreeNode, found: Mapping[str, Found]) -> _Json | None:
+def _merge(node: TreeNode, states: Mapping[str, Found]) -> _Json | None:
     if node.merging is None:
         return None
     of = [
-        {**asdict(part), "checkpoint": str(found[part.id].path) if part.id in found else None}
+        {**asdict(part), "checkpoint": str(states[part.id].path) if part.id in states else None}
         for part in node.merging.parts
     ]
     return {"decay": node.merging.decay, "over": node.merging.over, "of": of}

@@ -54,10 +54,10 @@ def find_states(directory: Path) -> dict[str, Found]:
 
     Checkpoints that cannot be read, or whose data order is by another version's rules, are skipped.
     """
-    found: dict[str, Found] = {}
+    states: dict[str, Found] = {}
     for state in all_states(directory):
-        found.setdefault(state.id, state)
-    return found
+        states.setdefault(state.id, state)
+    return states
 
 
 def all_states(directory: Path) -> list[Found]:
@@ -100,11 +100,11 @@ def _recorded_starts(state: TrainState, checkpoint: Path, depth: int) -> list[st
         return []
     seal, origin = recorded
     try:
-        found = list((_merged if origin.merged else _trained)(origin, checkpoint, depth + 1))
+        starts = list((_merged if origin.merged else _trained)(origin, checkpoint, depth + 1))
     except MegacodeError:
         # Of another version, or one that was never trained, such as a converted model.
-        found = []
-    return [start_from("checkpoint", seal), *(start_from("state", one.id) for one in found)]
+        starts = []
+    return [start_from("checkpoint", seal), *(start_from("state", start.id) for start in starts)]
 
 
 def _merged(state: TrainState, checkpoint: Path, depth: int) -> Iterator[Found]:
@@ -186,5 +186,5 @@ def starts_of(config: RunConfig, depth: int = 0) -> Iterator[str]:
     # Nobody wrote down whether it was an arm's end or a checkpoint from elsewhere: both names are tried.
     # `init.load: weights`, not recorded in the checkpoint: the origin must still be there.
     yield start_from("checkpoint", state.seal)
-    for found in states_of(origin, depth + 1):
-        yield start_from("state", found.id)
+    for earlier in states_of(origin, depth + 1):
+        yield start_from("state", earlier.id)

@@ -147,15 +147,15 @@ class _Builder:
         for arm in self.study.arms:
             for levels, seed in product(self._combinations(arm), self.study.seeds):
                 grid.cells.append(self._cell(arm, levels, seed))
-        grid.provisional = sorted({said for cell in grid.cells for said in _declared(cell.plan)})
+        grid.provisional = sorted({sentence for cell in grid.cells for sentence in _declared(cell.plan)})
         return grid
 
     def _cell(self, arm: str, levels: Levels, seed: int) -> Cell:
         original = self.study.original(arm)
-        found = self.cells[original, tuple(levels.values()), seed]
+        twin = self.cells[original, tuple(levels.values()), seed]
         if arm == original:
-            return found
-        return Cell(arm, original, levels, seed, found.plan, found.past, found.full, found.init, found.merging)
+            return twin
+        return Cell(arm, original, levels, seed, twin.plan, twin.past, twin.full, twin.init, twin.merging)
 
     def _ordered(self) -> list[str]:
         """Return the arms that are no second names, those that others start from first."""
@@ -215,12 +215,12 @@ class _Builder:
     def _run_name(self, arm: str, levels: Levels, seed: int) -> str:
         """Return the name of a cell's run, which is that of its directory, too."""
         name = slug("-".join((self.study.name, arm, *levels.values(), f"s{seed}")))
-        said = "@".join((arm, *levels.values()))
+        label = "@".join((arm, *levels.values()))
         # Two runs in one directory would resume each other. Some file systems take `A` and `a` for one name.
-        other = self.names.setdefault(name.casefold(), said)
-        if other != said:
-            what = f"the runs of {other!r} and {said!r} would both be called {name!r}"
-            raise ConfigError(what, f"{self.file}: arms.{arm}", "give an arm or a level another name")
+        other = self.names.setdefault(name.casefold(), label)
+        if other != label:
+            message = f"the runs of {other!r} and {label!r} would both be called {name!r}"
+            raise ConfigError(message, f"{self.file}: arms.{arm}", "give an arm or a level another name")
         return name
 
     def _full_levels(self, chosen: Sequence[tuple[str, str, Level]], own: bool) -> list[tuple[str, Mapping[str, Any]]]:
@@ -230,15 +230,15 @@ class _Builder:
             chosen: factor, name and level.
             own: with a twin's own settings; False: only those of its full run.
         """
-        found: list[tuple[str, Mapping[str, Any]]] = []
+        settings_by_place: list[tuple[str, Mapping[str, Any]]] = []
         for factor, name, level in chosen:
             if level.of is not None:
-                found.append((f"factors.{factor}.{level.of}.set", self.study.factors[factor][level.of].set))
+                settings_by_place.append((f"factors.{factor}.{level.of}.set", self.study.factors[factor][level.of].set))
             if own or level.twin is None:
                 settings = {factor if key == THE_FACTOR else key: value for key, value in level.set.items()}
                 place = f"factors.{factor}" if THE_FACTOR in level.set else f"factors.{factor}.{name}.set"
-                found.append((place, settings))
-        return found
+                settings_by_place.append((place, settings))
+        return settings_by_place
 
     def _config(
         self, arm: str, levels: list[tuple[str, Mapping[str, Any]]], model: Mapping[str, Any] | None = None
@@ -285,27 +285,27 @@ class _Builder:
         origin = self._origin(arm)
         if origin is None:
             return None
-        found = self.cells.get((origin, tuple(levels.values()), seed))
-        if found is None:
+        cell = self.cells.get((origin, tuple(levels.values()), seed))
+        if cell is None:
             # Weights only fit a model of the same level, and a seed must not share its start with another seed.
-            what = f"arm {origin!r} is not trained at {', '.join(levels.values()) or 'this scale'}"
-            raise ConfigError(what, f"{self.file}: arms.{arm}.init.arm", f"add {origin!r} to `only` of that level")
-        return found
+            message = f"arm {origin!r} is not trained at {', '.join(levels.values()) or 'this scale'}"
+            raise ConfigError(message, f"{self.file}: arms.{arm}.init.arm", f"add {origin!r} to `only` of that level")
+        return cell
 
     def _placed(self, error: MegacodeError, arm: str, levels: Levels) -> MegacodeError:
         """Return an error whose places are those of the study file."""
         uses = self.study.uses(arm)
         # A plan error names a phase, which several arms may share; the arm tells which use of it fails.
         of_phases = isinstance(error, PlanError)
-        said = f"arm {arm!r}" + (f" at {', '.join(levels.values())}" if levels else "")
+        label = f"arm {arm!r}" + (f" at {', '.join(levels.values())}" if levels else "")
 
         def place(problem: Problem) -> Problem:
             # `phases[1]` of a run's config is a name in the study.
-            where = _PHASE.sub(lambda found: f"phases.{uses[int(found[1])].phase}", problem.where)
+            where = _PHASE.sub(lambda match: f"phases.{uses[int(match[1])].phase}", problem.where)
             if not where.startswith(self.file) and _PHASE.search(problem.where):
                 where = f"{self.file}: {where}"
-            what = f"{said}: {problem.what}" if of_phases else problem.what
-            return Problem(what, where, problem.fix)
+            message = f"{label}: {problem.what}" if of_phases else problem.what
+            return Problem(message, where, problem.fix)
 
         # The class decides the exit code and the heading, so it must survive.
         return type(error)(problems=[place(problem) for problem in error.problems])
@@ -314,7 +314,7 @@ class _Builder:
         """Raise all errors, each once; mistakes of the input before plans that cannot be trained."""
         # An arm that is wrong says the same at every scale and seed.
         for kind in (ConfigError, DataError, PlanError):
-            problems = [one for error in self.errors if isinstance(error, kind) for one in error.problems]
+            problems = [problem for error in self.errors if isinstance(error, kind) for problem in error.problems]
             if problems:
                 raise kind(problems=list(dict.fromkeys(problems)))
         if self.errors:

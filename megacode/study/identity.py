@@ -148,8 +148,8 @@ def _settings(config: RunConfig, vocab_size: int, tokenizer_hash: str) -> Facts:
     # The run's seed is part of the order of data; written out as that of the weights, it changes nothing.
     if config.model.init_seed in (None, config.seed):
         document["model"].pop("init_seed")
-    found = {key: value for key, value in flat(document) if effect_of(key) in LEARNED}
-    return found | {"tokenizer": tokenizer_hash} | _withheld(health["spikes"])
+    learned = {key: value for key, value in flat(document) if effect_of(key) in LEARNED}
+    return learned | {"tokenizer": tokenizer_hash} | _withheld(health["spikes"])
 
 
 def _withheld(spikes: Facts) -> Facts:

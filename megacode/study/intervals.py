@@ -31,8 +31,8 @@ def expected_intervals(grid: Grid, items: int = USUAL_ITEMS) -> dict[str, Any] |
     arms = _most_arms(grid)
     if arms < 2:
         return None
-    given = grid.study.compare.seed_sd
-    spread = SEED_SPREAD if given is None else given
+    seed_sd = grid.study.compare.seed_sd
+    spread = SEED_SPREAD if seed_sd is None else seed_sd
     error = item_standard_error(items, ITEM_SPREAD, CORRELATION)
     # One seed more shows what it would buy, which is the decision to make before training.
     counts = (len(grid.study.seeds), len(grid.study.seeds) + 1)
@@ -43,7 +43,7 @@ def expected_intervals(grid: Grid, items: int = USUAL_ITEMS) -> dict[str, Any] |
         "item_spread": ITEM_SPREAD,
         "correlation": CORRELATION,
         "seed_spread": spread,
-        "seed_spread_assumed": given is None,
+        "seed_spread_assumed": seed_sd is None,
         "rows": rows,
     }
 
@@ -54,12 +54,12 @@ def _most_arms(grid: Grid) -> int:
     return max(places.count(place) for place in set(places)) // len(grid.study.seeds)
 
 
-def _row(seeds: int, found: Expected) -> dict[str, Any]:
+def _row(seeds: int, interval: Expected) -> dict[str, Any]:
     return {
         "seeds": seeds,
-        "degrees_of_freedom": found.df if math.isfinite(found.df) else None,
-        "half_width": found.half_width,
-        "critical": found.critical,
-        "smallest_visible": found.smallest_visible,
-        "smallest_visible_together": found.smallest_visible_together,
+        "degrees_of_freedom": interval.df if math.isfinite(interval.df) else None,
+        "half_width": interval.half_width,
+        "critical": interval.critical,
+        "smallest_visible": interval.smallest_visible,
+        "smallest_visible_together": interval.smallest_visible_together,
     }

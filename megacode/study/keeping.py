@@ -22,9 +22,9 @@ def check_kept(tree: Tree) -> None:
         starting = [child for child in node.children if child.merging is None and tree.starts_run(child)]
         if starting and not _kept(node):
             policy = node.cell.plan.config.checkpoint
-            what = f"{node.children[-1].arms[0]!r} starts from iteration {node.iteration:,} of {node.arms[0]!r}, "
-            what += f"which keep_last: {policy.keep_last} deletes before that"
-            problems.append(Problem(what, "checkpoint.keep_phase_ends", "set checkpoint.keep_phase_ends: true"))
+            message = f"{node.children[-1].arms[0]!r} starts from iteration {node.iteration:,} of {node.arms[0]!r}, "
+            message += f"which keep_last: {policy.keep_last} deletes before that"
+            problems.append(Problem(message, "checkpoint.keep_phase_ends", "set checkpoint.keep_phase_ends: true"))
     if problems:
         raise ConfigError(problems=list(dict.fromkeys(problems)))
 
@@ -42,10 +42,12 @@ def _lost_parts(tree: Tree) -> Iterator[Problem]:
             taken = [part.iteration for part in node.merging.parts if part.iteration <= max(shared, default=0)]
             lost = [iteration for iteration in taken if iteration not in kept]
             if lost:
-                what = f"{node.arms[0]!r} merges iteration {lost[0]:,} of a trunk that is also that of {cell.name!r}, "
-                what += "whose settings do not keep this checkpoint"
+                message = (
+                    f"{node.arms[0]!r} merges iteration {lost[0]:,} of a trunk that is also that of {cell.name!r}, "
+                )
+                message += "whose settings do not keep this checkpoint"
                 fix = "set checkpoint.keep_every for all arms, under the study's `set`"
-                yield Problem(what, "checkpoint.keep_every", fix)
+                yield Problem(message, "checkpoint.keep_every", fix)
 
 
 def _own_path(tree: Tree, cell: Cell) -> list[str]:

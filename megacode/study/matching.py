@@ -53,7 +53,7 @@ class Proof:
 
 def prove(grid: Grid) -> list[Proof]:
     """Check every claim of a study at every combination of levels where two or more of its arms are trained."""
-    found = []
+    proofs = []
     for number, claim in enumerate(grid.study.match):
         groups: dict[tuple[str, ...], list[Cell]] = {}
         for arm in claim.arms:
@@ -62,8 +62,8 @@ def prove(grid: Grid) -> list[Proof]:
                 groups.setdefault(cell.place, []).append(cell)
         for cells in groups.values():
             if len(cells) > 1:
-                found.append(_proof(grid.study, claim, cells, f"match[{number}]"))
-    return found
+                proofs.append(_proof(grid.study, claim, cells, f"match[{number}]"))
+    return proofs
 
 
 def exposure(schedule: Schedule) -> Counts:
@@ -78,11 +78,11 @@ def learned(cell: Cell) -> Counts:
 
 def _by_training(cell: Cell) -> dict[str, list[int]]:
     """Return by source how many samples each training reads from its beginning, sorted."""
-    found: dict[str, list[int]] = {}
+    counts_by_source: dict[str, list[int]] = {}
     for training in cell.trainings:
         for name, count in exposure(training.plan.schedule).items():
-            found.setdefault(name, []).append(count)
-    return {name: sorted(counts) for name, counts in found.items()}
+            counts_by_source.setdefault(name, []).append(count)
+    return {name: sorted(counts) for name, counts in counts_by_source.items()}
 
 
 def _proof(study: Study, claim: Match, cells: list[Cell], where: str) -> Proof:
@@ -115,16 +115,18 @@ def _end_problems(study: Study, first: Cell, cell: Cell, end: str, where: str) -
         return
     ours, theirs = _last_counts(first), _last_counts(cell)
     if ours != theirs:
-        what = f"{cell.name!r} ends with {_listed(theirs)}, {first.name!r} with {_listed(ours)}"
-        yield Problem(what, where, f"in arm {cell.arm!r} {_as_counts(end, ours)}")
+        message = f"{cell.name!r} ends with {_listed(theirs)}, {first.name!r} with {_listed(ours)}"
+        yield Problem(message, where, f"in arm {cell.arm!r} {_as_counts(end, ours)}")
     else:
         yield from _stream_problems(first, cell, ours, where)
     rates = [rate_facts(one.plan.rates.phases[-1], one.plan.schedule.phases[-1].samples) for one in (first, cell)]
     if rates[0] != rates[1]:
-        said = " and ".join(f"{one.name!r} {rate['start']:.3g}" for one, rate in zip((first, cell), rates, strict=True))
+        rates_text = " and ".join(
+            f"{one.name!r} {rate['start']:.3g}" for one, rate in zip((first, cell), rates, strict=True)
+        )
         # Without `peak` a phase takes over the rate of the phase before, which blends do not show.
         fix = "let the phases before it end at the same rate, or give it a peak"
-        yield Problem(f"the learning rate of {end!r} differs: it starts in {said}", where, fix)
+        yield Problem(f"the learning rate of {end!r} differs: it starts in {rates_text}", where, fix)
 
 
 def _exposure_problems(study: Study, first: Cell, cell: Cell, where: str) -> Iterator[Problem]:
@@ -133,8 +135,8 @@ def _exposure_problems(study: Study, first: Cell, cell: Cell, where: str) -> Ite
     starts = [one.trainings[0].past.start for one in (first, cell)]
     # What a checkpoint has learned from is not in the study.
     if starts[0] != starts[1]:
-        what = f"{cell.name!r} starts from {starts[1]}, {first.name!r} from {starts[0]}"
-        yield Problem(what, where, "start both from random weights, or from one checkpoint")
+        message = f"{cell.name!r} starts from {starts[1]}, {first.name!r} from {starts[0]}"
+        yield Problem(message, where, "start both from random weights, or from one checkpoint")
         return
     if other_length := [one for training in cell.trainings for one in _length_problems(first, training, where)]:
         yield from other_length
@@ -143,16 +145,16 @@ def _exposure_problems(study: Study, first: Cell, cell: Cell, where: str) -> Ite
     ours, theirs = learned(first), learned(cell)
     if ours != theirs:
         changed = [name for name in sorted({*ours, *theirs}) if ours.get(name, 0) != theirs.get(name, 0)]
-        said = ", ".join(f"{name} {theirs.get(name, 0):,} in place of {ours.get(name, 0):,}" for name in changed)
-        what = f"{cell.name!r} does not read as many samples as {first.name!r}: {said}"
-        yield Problem(what, where, _fix(study, cell, ours))
+        differences = ", ".join(f"{name} {theirs.get(name, 0):,} in place of {ours.get(name, 0):,}" for name in changed)
+        message = f"{cell.name!r} does not read as many samples as {first.name!r}: {differences}"
+        yield Problem(message, where, _fix(study, cell, ours))
         return
     # 2. ... in trainings that begin alike ...
     ours_each, theirs_each = _by_training(first), _by_training(cell)
     for name in (name for name in ours if ours_each[name] != theirs_each[name]):
-        what = f"{cell.name!r} reads other windows of {name!r} than {first.name!r}: "
-        what += "after `init` a source is read from its beginning again"
-        yield Problem(what, where, "give both arms an init with the same samples, or none")
+        message = f"{cell.name!r} reads other windows of {name!r} than {first.name!r}: "
+        message += "after `init` a source is read from its beginning again"
+        yield Problem(message, where, "give both arms an init with the same samples, or none")
     # 3. ... from one stream, and so the same windows.
     for one, other in product(first.trainings, cell.trainings):
         both = [name for name in exposure(one.plan.schedule) if name in exposure(other.plan.schedule)]
@@ -162,8 +164,8 @@ def _exposure_problems(study: Study, first: Cell, cell: Cell, where: str) -> Ite
 def _length_problems(first: Cell, cell: Cell, where: str) -> Iterator[Problem]:
     one, other = first.plan.schedule.seq_length, cell.plan.schedule.seq_length
     if one != other:
-        what = f"samples of {first.name!r} have {one:,} tokens, those of {cell.name!r} {other:,}"
-        yield Problem(what, where, "use the same train.seq_length")
+        message = f"samples of {first.name!r} have {one:,} tokens, those of {cell.name!r} {other:,}"
+        yield Problem(message, where, "use the same train.seq_length")
 
 
 def _stream_problems(first: Cell, cell: Cell, names: Iterable[str], where: str) -> Iterator[Problem]:
@@ -171,17 +173,17 @@ def _stream_problems(first: Cell, cell: Cell, names: Iterable[str], where: str) 
     for name in names:
         marks = mark_of(first.plan, name), mark_of(cell.plan, name)
         if marks[0] != marks[1] or one.sizes[name].tokens != other.sizes[name].tokens:
-            what = f"{cell.name!r} reads other windows of {name!r} than {first.name!r}: "
-            what += "its data set, take or held-out part differs"
+            message = f"{cell.name!r} reads other windows of {name!r} than {first.name!r}: "
+            message += "its data set, take or held-out part differs"
             fix = "use the same data set, take and validation.fraction"
-            yield Problem(what, f"{where}: sources.{name}", fix)
+            yield Problem(message, f"{where}: sources.{name}", fix)
 
 
 def _restarts(cell: Cell, where: str) -> Iterator[Problem]:
     for phase in cell.plan.schedule.phases:
         if phase.restarted:
-            what = f"{cell.name!r} reads {', '.join(phase.restarted)} from its beginning again in {phase.name!r}"
-            yield Problem(what, where, "remove repeat: restart, so that arms read the same windows")
+            message = f"{cell.name!r} reads {', '.join(phase.restarted)} from its beginning again in {phase.name!r}"
+            yield Problem(message, where, "remove repeat: restart, so that arms read the same windows")
 
 
 def _fix(study: Study, cell: Cell, wanted: Counts) -> str:
@@ -189,13 +191,13 @@ def _fix(study: Study, cell: Cell, wanted: Counts) -> str:
     # What was read before is read; only the last training can be changed without changing another arm.
     before = learned(cell.init) if cell.init else {}
     missing = {name: count for name, count in _missing(wanted, before).items() if count}
-    found = matched(cell.plan.config, cell.plan.schedule, missing)
-    if found is None:
+    lengths = matched(cell.plan.config, cell.plan.schedule, missing)
+    if lengths is None:
         return f"no lengths of the phases of {cell.arm!r} give these: change their blends"
     # Second names are left out: they would make each phase of their arm look shared.
     uses = [use.phase for arm in study.arms.values() if arm.same_as is None for use in arm.named_phases]
     changes = []
-    for phase, was, use in zip(found, cell.plan.config.phases, study.uses(cell.arm), strict=True):
+    for phase, was, use in zip(lengths, cell.plan.config.phases, study.uses(cell.arm), strict=True):
         if phase != was:
             blend = "" if phase.blend == was.blend else f", blend: {_flow(phase.blend)}"
             # A phase that others use must stay as it is for them.

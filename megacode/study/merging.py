@@ -102,8 +102,8 @@ def merging_of(
     if merge.last is not None:
         first = len(clocks) - merge.last
         if first < 0:
-            what = f"the run keeps {counted(len(clocks), 'checkpoint')}, and {merge.last} are to be merged"
-            raise ConfigError(what, f"{where}.last", f"{fix}; or merge fewer")
+            message = f"the run keeps {counted(len(clocks), 'checkpoint')}, and {merge.last} are to be merged"
+            raise ConfigError(message, f"{where}.last", f"{fix}; or merge fewer")
         over = end - clocks[first]
     else:
         assert merge.over is not None
@@ -113,12 +113,14 @@ def merging_of(
         over = max(1, round(_samples(full or plan, merge.over) * ratio))
         if over >= end:
             raise ConfigError(f"the decay takes {over:,} samples of {end:,}", f"{where}.over", "give a shorter one")
-        found = in_window(clocks, over)
-        if found is None or found == len(clocks) - 2:
-            held = "no checkpoint" if found is None else "one checkpoint"
-            what = f"{held} is kept before the end that a decay over {over:,} samples can use; it needs two or more"
-            raise ConfigError(what, f"{where}.over", fix)
-        first = found
+        first_used = in_window(clocks, over)
+        if first_used is None or first_used == len(clocks) - 2:
+            shortage = "no checkpoint" if first_used is None else "one checkpoint"
+            message = (
+                f"{shortage} is kept before the end that a decay over {over:,} samples can use; it needs two or more"
+            )
+            raise ConfigError(message, f"{where}.over", fix)
+        first = first_used
     weights = decay_weights(merge.decay, clocks[first:], over)
     states = [_state(plan, past, clock) for clock in clocks[first:]]
     parts = (MergedPart(*one) for one in zip(states, iterations[first:], weights, strict=True))

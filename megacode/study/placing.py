@@ -104,29 +104,29 @@ class _Placer:
                 raise ConfigError(f"{self.cell.arm!r} has no phase {name!r}", "--keep", did_you_mean(name, names))
         count = len(names) - len(set(keep))
         if set(names[count:]) != set(keep):
-            what = f"only phases at the end can stay as they are; those of {self.cell.arm!r} are {', '.join(names)}"
-            raise ConfigError(what, "--keep", f"name {names[-1]!r}, or the last ones")
+            message = f"only phases at the end can stay as they are; those of {self.cell.arm!r} are {', '.join(names)}"
+            raise ConfigError(message, "--keep", f"name {names[-1]!r}, or the last ones")
         if not count:
             raise ConfigError("no phase is left to place samples in", "--keep", f"leave out {names[0]!r}")
         plans = self.schedule.phases
         # Its counts are those of its full length, or its windows are read twice: neither can be moved around.
         moved = next((plan for plan in plans if plan.left_early or plan.restarted), None)
         if moved is not None:
-            what = f"phase {moved.name!r} ends early, or reads a source from its beginning again"
-            raise ConfigError(what, "--from", "give it its real length, and repeat: continue")
+            message = f"phase {moved.name!r} ends early, or reads a source from its beginning again"
+            raise ConfigError(message, "--from", "give it its real length, and repeat: continue")
         return count
 
     def _sources(self, sources: Collection[str]) -> list[str]:
         for name in sources:
             if name not in self.total:
-                what = f"{self.cell.arm!r} reads no {name!r} in the phases that are placed"
-                raise ConfigError(what, "--source", did_you_mean(name, list(self.total)))
+                message = f"{self.cell.arm!r} reads no {name!r} in the phases that are placed"
+                raise ConfigError(message, "--source", did_you_mean(name, list(self.total)))
         # What is asked is usually when code comes, beside a lot of text.
         heaviest = max(self.total, key=lambda name: self.total[name])
         chosen = sorted(sources or {*self.total} - {heaviest})
         if not chosen or len(chosen) == len(self.total):
-            what = f"{self.cell.arm!r} reads {', '.join(sorted(self.total))}: nothing is left to place against"
-            raise ConfigError(what, "--source", "name some of its sources, not all; it needs two or more")
+            message = f"{self.cell.arm!r} reads {', '.join(sorted(self.total))}: nothing is left to place against"
+            raise ConfigError(message, "--source", "name some of its sources, not all; it needs two or more")
         return chosen
 
     def arm(self, place: str) -> Placed:
@@ -184,8 +184,8 @@ def _halves(phases: Sequence[Phase], lengths: list[int]) -> tuple[list[Phase], l
         return list(phases), lengths
     (phase,), (length,) = phases, lengths
     if phase.learning_rate.schedule != "constant":
-        what = f"phase {phase.name!r} stands alone, and a {phase.learning_rate.schedule} rate cannot be cut in two"
-        raise ConfigError(what, "--from", "give the arm two phases or more, or this one schedule: constant")
+        message = f"phase {phase.name!r} stands alone, and a {phase.learning_rate.schedule} rate cannot be cut in two"
+        raise ConfigError(message, "--from", "give the arm two phases or more, or this one schedule: constant")
     # Goes on at the rate that the first half ends with.
     later = phase.learning_rate.model_copy(update={"peak": None, "warmup": None})
     # Only a constant rate can be cut without changing it: the second half needs no state of the first but its rate.
@@ -228,19 +228,19 @@ def check_places(places: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(places))
 
 
-def placed_document(grid: Grid, arm: str, found: Sequence[Placed]) -> dict[str, Any]:
+def placed_document(grid: Grid, arm: str, placed: Sequence[Placed]) -> dict[str, Any]:
     """Return arms as plain values: `phases`, `arms` and `match` to add to the study, and places `unchanged`.
 
     Args:
         grid: of the study.
         arm: whose samples were placed.
-        found: of `place_arms`.
+        placed: of `place_arms`.
     """
     cell = grid.of(arm)[0]
     document: dict[str, Any] = {"phases": {}, "arms": {}, "match": [], "unchanged": []}
     # The phases as the run has them, and as the study names them: `text-2` may be the second use of `text`.
     known = list(zip(cell.plan.config.phases, grid.study.uses(arm), strict=True))
-    for one in found:
+    for one in placed:
         # Blends that are already sorted this way; the same training under a second name would be refused.
         if one.phase_counts == [_present(plan.counts) for plan in cell.plan.schedule.phases]:
             document["unchanged"].append(one.place)
@@ -260,9 +260,9 @@ def placed_document(grid: Grid, arm: str, found: Sequence[Placed]) -> dict[str, 
     return document
 
 
-def written(grid: Grid, arm: str, found: Sequence[Placed]) -> str:
+def written(grid: Grid, arm: str, placed: Sequence[Placed]) -> str:
     """Return arms as YAML to be pasted into the study."""
-    document = placed_document(grid, arm, found)
+    document = placed_document(grid, arm, placed)
     text = "".join(f"# {place}: {arm} itself\n" for place in document.pop("unchanged"))
     text += "# to be added under the study's own keys of these names\n" if document["arms"] else ""
     parts = ({key: value} for key, value in document.items() if value)

@@ -34,12 +34,12 @@ def _names(where: str, names: Iterable[str]) -> Iterator[Problem]:
     seen: dict[str, str] = {}
     for name in names:
         place = f"{where}.{name}"
-        held = [sign for sign in _NOT_IN_NAMES if sign in name]
+        signs = [sign for sign in _NOT_IN_NAMES if sign in name]
         # A line break would end a comment or a table row of the report.
-        held += [sign for sign in name if not sign.isprintable()]
-        if held or not name.strip() or name != name.strip():
-            said = f"holds {held[0]!r}" if held else "begins or ends with a space, or is empty"
-            yield Problem(f"the name {name!r} {said}", place, "use letters, digits, '.', '_', '+' and '-'")
+        signs += [sign for sign in name if not sign.isprintable()]
+        if signs or not name.strip() or name != name.strip():
+            reason = f"holds {signs[0]!r}" if signs else "begins or ends with a space, or is empty"
+            yield Problem(f"the name {name!r} {reason}", place, "use letters, digits, '.', '_', '+' and '-'")
         twin = seen.setdefault(name.casefold(), name)
         if twin != name:
             yield Problem(f"{name!r} and {twin!r} differ in case alone", place, "give one of them another name")
@@ -53,18 +53,18 @@ def an_arm_has_phases_or_is_a_second_name(study: Study) -> Iterator[Problem]:
             yield Problem("it has no phases", f"{where}.phases", "add phases: [NAME, ...], or same_as: ARM")
         if arm.same_as is None:
             continue
-        given = [key for key, value in _own(arm) if value]
-        if given:
-            what = f"it is the same as {arm.same_as!r}, and has {' and '.join(given)} of its own"
-            yield Problem(what, f"{where}.same_as", f"remove same_as, or {' and '.join(given)}")
+        own_keys = [key for key, value in _own(arm) if value]
+        if own_keys:
+            message = f"it is the same as {arm.same_as!r}, and has {' and '.join(own_keys)} of its own"
+            yield Problem(message, f"{where}.same_as", f"remove same_as, or {' and '.join(own_keys)}")
         yield from _unknown_arm(study, arm.same_as, f"{where}.same_as")
         # One step only: chains of names would have to be followed everywhere.
         if arm.same_as in study.arms and study.arms[arm.same_as].same_as is not None:
-            what = f"{arm.same_as!r} is itself a second name"
+            message = f"{arm.same_as!r} is itself a second name"
             other = study.arms[arm.same_as].same_as
             own = arm.same_as == name or other == name
             fix = "give one of the names phases of its own" if own else f"write same_as: {other}"
-            yield Problem("it is a second name for itself" if own else what, f"{where}.same_as", fix)
+            yield Problem("it is a second name for itself" if own else message, f"{where}.same_as", fix)
 
 
 def _own(arm: StudyArm) -> Iterator[tuple[str, object]]:
@@ -112,8 +112,8 @@ def first_weights_come_from_somewhere(study: Study) -> Iterator[Problem]:
             yield from _unknown_arm(study, arm.init.arm, f"{where}.arm")
             circle = _circle(study, name)
             if circle:
-                what = f"arms start from each other in a cycle: {' from '.join(circle)}"
-                yield Problem(what, f"{where}.arm", "let one of them start from random weights")
+                message = f"arms start from each other in a cycle: {' from '.join(circle)}"
+                yield Problem(message, f"{where}.arm", "let one of them start from random weights")
 
 
 def _circle(study: Study, name: str) -> list[str]:
@@ -152,9 +152,9 @@ def the_baseline_is_an_arm(study: Study) -> Iterator[Problem]:
         for arm in pair:
             yield from _unknown_arm(study, arm, f"compare.pairs[{number}]")
         if set(pair) <= set(study.arms) and not _meet(study, *pair):
-            what = f"{pair[0]!r} and {pair[1]!r} are trained at no level together"
+            message = f"{pair[0]!r} and {pair[1]!r} are trained at no level together"
             fix = "remove the pair, or add one of them to `only` of a level of the other"
-            yield Problem(what, f"compare.pairs[{number}]", fix)
+            yield Problem(message, f"compare.pairs[{number}]", fix)
 
 
 def _unknown_arm(study: Study, name: str, where: str) -> Iterator[Problem]:
@@ -175,13 +175,15 @@ def factors_fit_the_arms(study: Study) -> Iterator[Problem]:
                 known = [other for other in levels if other != name]
                 yield Problem(f"there is no level {level.of!r}", f"{where}.{name}.of", did_you_mean(level.of, known))
             elif level.of is not None and (level.twin is None or levels[level.of].twin is not None):
-                what = "`of` names the full run of a twin"
-                yield Problem(what, f"{where}.{name}.of", "add twin: 1/16 here, and let `of` name a level without it")
+                message = "`of` names the full run of a twin"
+                yield Problem(
+                    message, f"{where}.{name}.of", "add twin: 1/16 here, and let `of` name a level without it"
+                )
     # Cutting twice would round twice, and the passes would no longer agree.
     twins = [factor for factor, levels in study.factors.items() if any(level.twin for level in levels.values())]
     for factor in twins[1:]:
-        what = f"{twins[0]!r} has twins too, and a run cannot be cut twice"
-        yield Problem(what, f"factors.{factor}", "keep twins in one factor")
+        message = f"{twins[0]!r} has twins too, and a run cannot be cut twice"
+        yield Problem(message, f"factors.{factor}", "keep twins in one factor")
 
 
 def every_arm_is_trained_somewhere(study: Study) -> Iterator[Problem]:
@@ -195,12 +197,12 @@ def every_arm_is_trained_somewhere(study: Study) -> Iterator[Problem]:
             for arm in level.only or ():
                 original = study.original(arm) if arm in study.arms else arm
                 if original in study.arms and original not in (level.only or ()):
-                    what = f"{arm!r} is a second name for {original!r}, which is not trained there"
-                    yield Problem(what, f"factors.{factor}.{name}.only", f"add {original!r} to it")
+                    message = f"{arm!r} is a second name for {original!r}, which is not trained there"
+                    yield Problem(message, f"factors.{factor}.{name}.only", f"add {original!r} to it")
             # Every difference is one from the baseline at the same level.
             if level.only is not None and study.baseline not in level.only and study.baseline in study.arms:
-                what = f"the baseline {study.baseline!r} is not trained there, so nothing can be compared"
-                yield Problem(what, f"factors.{factor}.{name}.only", f"add {study.baseline!r} to it")
+                message = f"the baseline {study.baseline!r} is not trained there, so nothing can be compared"
+                yield Problem(message, f"factors.{factor}.{name}.only", f"add {study.baseline!r} to it")
 
 
 def seeds_are_different(study: Study) -> Iterator[Problem]:
@@ -266,8 +268,10 @@ def matches_name_arms(study: Study) -> Iterator[Problem]:
             others = [other for other in known if other != arm]
             # The claim would be compared nowhere, and pass as if it were proven.
             if others and not any(_meet(study, arm, other) for other in others):
-                what = f"{arm!r} is trained at no level that another arm of the claim is trained at"
-                yield Problem(what, f"{where}.arms", f"leave {arm!r} out, or add it to `only` of a level of the others")
+                message = f"{arm!r} is trained at no level that another arm of the claim is trained at"
+                yield Problem(
+                    message, f"{where}.arms", f"leave {arm!r} out, or add it to `only` of a level of the others"
+                )
         if match.end is not None and match.end not in study.phases:
             fix = did_you_mean(match.end, list(study.phases))
             yield Problem(f"there is no phase {match.end!r}", f"{where}.end", fix)
@@ -290,8 +294,8 @@ def forecasts_are_intervals(study: Study) -> Iterator[Problem]:
         for metric, forecast in arm.forecast.items():
             where = f"arms.{name}.forecast.{metric}"
             if not forecast.low <= forecast.value <= forecast.high:
-                what = f"the value {forecast.value:g} is not between {forecast.low:g} and {forecast.high:g}"
-                yield Problem(what, where, "write low, value and high in this order")
+                message = f"the value {forecast.value:g} is not between {forecast.low:g} and {forecast.high:g}"
+                yield Problem(message, where, "write low, value and high in this order")
             for level in forecast.at:
                 if level not in known:
                     yield Problem(f"there is no level {level!r}", f"{where}.at", did_you_mean(level, known))

@@ -42,30 +42,30 @@ def phases_of(study: Study, arm: str, settings: Sequence[Mapping[str, Any]]) -> 
         arm: of it.
         settings: dotted, the last with the last word; those of phases are laid over them.
     """
-    found, taken = [], set[str]()
+    phases, taken = [], set[str]()
     # The second use of a phase needs a name of its own: a run's config refuses two phases of one name.
     for use in study.uses(arm):
         known = {*taken, *study.phases} if use.phase in taken else taken
         own = free_name(use.phase, known)
         taken.add(own)
         phase = merge({}, study.phases[use.phase])
-        for one in settings:
-            for key, value in one.items():
+        for setting in settings:
+            for key, value in setting.items():
                 section, _, rest = key.partition(".")
                 name, _, inside = rest.partition(".")
                 if section == "phases" and name == use.phase:
                     phase = merge(phase, nested({inside: value}))
         until = {} if use.until is None else {"until": str(use.until)}
-        found.append({"name": own, **phase, **until})
-    return found
+        phases.append({"name": own, **phase, **until})
+    return phases
 
 
 def free_name(name: str, taken: Collection[str]) -> str:
     """Return a name, with the first number from 2 on that makes it another than those that are taken."""
     # As the study compares names: some file systems take `A` and `a` for one.
-    held = {one.casefold() for one in taken}
+    names = {one.casefold() for one in taken}
     numbered = (f"{name}-{number}" for number in itertools.count(2))
-    return name if name.casefold() not in held else next(one for one in numbered if one.casefold() not in held)
+    return name if name.casefold() not in names else next(one for one in numbered if one.casefold() not in names)
 
 
 def seeds_of(study: Study, config: RunConfig, seed: int) -> dict[str, Any]:

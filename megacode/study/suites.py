@@ -34,7 +34,9 @@ def check_suites(study: Study, path: Path) -> None:
                 load_suite(suite, None)
             except MegacodeError as error:
                 fix = advice(path, Path(suite))
-                problems += [Problem(one.what, f"{where}: {one.where}", fix or one.fix) for one in error.problems]
+                problems += [
+                    Problem(problem.what, f"{where}: {problem.where}", fix or problem.fix) for problem in error.problems
+                ]
         elif suite not in SHIPPED_SUITES:
             fix = f"{did_you_mean(suite, list(SHIPPED_SUITES))}; your own suite is given as a YAML file"
             problems.append(Problem(f"there is no suite {suite!r}", where, fix))
@@ -42,7 +44,7 @@ def check_suites(study: Study, path: Path) -> None:
             problems.append(Problem(f"{suite!r} stands twice", where, "name each suite once"))
         other = names.setdefault(score_name(suite), suite)
         if other != suite:
-            what = f"scores of {other!r} and {suite!r} would have one file name"
-            problems.append(Problem(what, where, "give one of them another name"))
+            message = f"scores of {other!r} and {suite!r} would have one file name"
+            problems.append(Problem(message, where, "give one of them another name"))
     if problems:
         raise ConfigError(problems=problems)

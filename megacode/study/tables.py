@@ -72,8 +72,8 @@ def _headline(document: _Json) -> Table:
 
 
 def _seeds(seeds: list[int]) -> str:
-    said = ", ".join(str(seed) for seed in seeds)
-    return f"seed {said}" if len(seeds) == 1 else f"seeds {said}"
+    numbers = ", ".join(str(seed) for seed in seeds)
+    return f"seed {numbers}" if len(seeds) == 1 else f"seeds {numbers}"
 
 
 def _tree(document: _Json) -> RenderableType:
@@ -137,10 +137,10 @@ def _intervals(expected: _Json) -> list[RenderableType]:
         numbers = (row["half_width"], row["smallest_visible"], row["smallest_visible_together"])
         known = "-" if df is None else f"{df:.0f}"
         table.add_row(str(row["seeds"]), known, *(f"{number:.2f}" for number in numbers))
-    said = "assumed (compare.seed_sd)" if expected["seed_spread_assumed"] else "by compare.seed_sd"
+    origin = "assumed (compare.seed_sd)" if expected["seed_spread_assumed"] else "by compare.seed_sd"
     basis = f"{expected['arms']} arms, {expected['items']:,} items right or wrong (--items), "
     basis += (
-        f"correlated {expected['correlation']:g} between arms; {expected['seed_spread']:g} points over seeds, {said}"
+        f"correlated {expected['correlation']:g} between arms; {expected['seed_spread']:g} points over seeds, {origin}"
     )
     return [table, Text(basis, style="dim")]
 
@@ -164,8 +164,8 @@ def _matches(matches: list[_Json]) -> list[RenderableType]:
             parts.append(Text.assemble(("✓ ", "green"), f"{arms} end with the same {match['end']}"))
         # Equal exposure still leaves timing, which is what such arms are meant to show.
         if match["exposure"] is not None:
-            said = f"{arms} read the same windows, equally many samples of each source; they differ in"
-            parts += [Text.assemble(("✓ ", "green"), said), _exposures(match)]
+            sentence = f"{arms} read the same windows, equally many samples of each source; they differ in"
+            parts += [Text.assemble(("✓ ", "green"), sentence), _exposures(match)]
     return parts
 
 

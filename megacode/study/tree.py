@@ -106,19 +106,19 @@ class Tree:
         _refuse_equal_arms(grid)
         # 1. Where paths are cut depends on all arms, so all are looked at first.
         cuts = _Cuts(grid.cells)
-        found: dict[str, TreeNode] = {}
+        nodes: dict[str, TreeNode] = {}
         # 2. Paths meet where ids are equal.
         for cell in grid.cells:
             path: list[str] = []
             # The first cell to reach a state makes its node; later ones only add their names.
             for node in _path(cell, cuts):
-                known = found.setdefault(node.id, node)
+                known = nodes.setdefault(node.id, node)
                 if cell.name not in known.arms:
                     known.arms.append(cell.name)
                 path.append(node.id)
             self.paths[cell.name, cell.seed] = path
         # 3. Parents and children, in an order of their own.
-        self.roots = _linked(found)
+        self.roots = _linked(nodes)
         self.nodes = {node.id: node for root in self.roots for node in _below(root)}
         # A run continues while there is no choice; at a branch the children start from the checkpoint.
         self._runs = {node.id: last.id for node in self.nodes.values() if (last := _last_of_run(node))}
@@ -181,15 +181,15 @@ def _path(cell: Cell, cuts: _Cuts) -> Iterator[TreeNode]:
         yield TreeNode(cell.merging.id, before, False, cell, last, first, first, cell.merging)
 
 
-def _linked(found: dict[str, TreeNode]) -> list[TreeNode]:
+def _linked(nodes: dict[str, TreeNode]) -> list[TreeNode]:
     """Link nodes to their children and return the roots, in an order that does not depend on the order of arms."""
     roots = []
-    for node in found.values():
+    for node in nodes.values():
         if node.parent is None:
             roots.append(node)
         else:
-            found[node.parent].children.append(node)
-    for node in found.values():
+            nodes[node.parent].children.append(node)
+    for node in nodes.values():
         # The longest path is the one that everything waits for at the end.
         node.children.sort(key=_order)
     return sorted(roots, key=lambda node: (node.cell.place, node.cell.seed, *_order(node)))
@@ -217,18 +217,18 @@ def _refuse_equal_arms(grid: Grid) -> None:
         other = seen.setdefault(cell.end, cell)
         if other is cell:
             continue
-        what = f"{other.name!r} and {cell.name!r} are the same training"
+        message = f"{other.name!r} and {cell.name!r} are the same training"
         if other.arm == cell.arm:
             factor = next(name for name, level in cell.levels.items() if other.levels[name] != level)
             fix = "remove a level, limit it with `only`, or let it change something that is learned from"
-            problems.append(Problem(what, f"factors.{factor}.{cell.levels[factor]}", fix))
+            problems.append(Problem(message, f"factors.{factor}.{cell.levels[factor]}", fix))
         elif other.place != cell.place:
             # A second name is one at every level.
             fix = "remove one of them, limit one with `only`, or let it change something that is learned from"
-            problems.append(Problem(what, f"arms.{cell.arm}", fix))
+            problems.append(Problem(message, f"arms.{cell.arm}", fix))
         else:
             fix = f"write same_as: {other.arm} if it should have both names, or remove it"
-            problems.append(Problem(what, f"arms.{cell.arm}", fix))
+            problems.append(Problem(message, f"arms.{cell.arm}", fix))
     if problems:
         raise ConfigError(problems=problems)
 

@@ -58,11 +58,11 @@ def _refuse_short(full: Plan, config: RunConfig, ratio: Fraction, where: str) ->
     batch = config.train.global_batch_size
     for plan in full.schedule.phases:
         if _scaled(plan.samples, ratio) < batch:
-            what = (
+            message = (
                 f"phase {plan.name!r} would have {_scaled(plan.samples, ratio):,} samples, less than one global batch"
             )
             part = f"use a larger part, or set train.global_batch_size to at most {_scaled(plan.samples, ratio)}"
-            raise ConfigError(f"{what} of {batch:,}", where, part)
+            raise ConfigError(f"{message} of {batch:,}", where, part)
 
 
 def _phase(phase: Phase, was: Phase, plan: PhasePlan, rate: PhaseRate, ratio: Fraction) -> Phase:
@@ -92,25 +92,25 @@ def _train(own: Training, was: Training, ratio: Fraction) -> Training:
 
 
 def _sources(full: Plan, config: RunConfig, ratio: Fraction, where: str) -> dict[str, Source]:
-    length, found, problems = config.train.seq_length, {}, []
+    length, sources, problems = config.train.seq_length, {}, []
     for name, source in config.sources.items():
         if name not in full.schedule.sizes:
-            what = f"source {name!r} is one of the twin alone, so there are no passes of a full run to repeat"
+            message = f"source {name!r} is one of the twin alone, so there are no passes of a full run to repeat"
             problems.append(
-                Problem(what, where, f"add {name!r} to the full run, or remove it from the twin's settings")
+                Problem(message, where, f"add {name!r} to the full run, or remove it from the twin's settings")
             )
             continue
         whole = windows(full.schedule.sizes[name].tokens, full.schedule.seq_length)
         # By the source alone, not by what an arm reads of it: arms of one twin scale share their trunks.
         kept = round(whole * ratio)
         if kept < 1:
-            what = f"source {name!r} has {whole:,} windows, and the twin would keep none of them"
-            problems.append(Problem(what, where, "use a larger part of the full run, or a smaller train.seq_length"))
+            message = f"source {name!r} has {whole:,} windows, and the twin would keep none of them"
+            problems.append(Problem(message, where, "use a larger part of the full run, or a smaller train.seq_length"))
         # One token more than the windows hold: the last label.
-        found[name] = source.model_copy(update={"take": kept * length + 1, "max_epochs": _cap(config, name, kept)})
+        sources[name] = source.model_copy(update={"take": kept * length + 1, "max_epochs": _cap(config, name, kept)})
     if problems:
         raise ConfigError(problems=problems)
-    return found
+    return sources
 
 
 def _cap(config: RunConfig, name: str, windows_kept: int) -> float | None:

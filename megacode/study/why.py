@@ -35,8 +35,8 @@ class Reason:
         """Return it as a line."""
         if not self.nearest:
             return "the first of its kind"
-        said = "; ".join(f"{key}: {there} -> {here}" for key, there, here in self.facts)
-        return f"like {self.nearest}, but {said}" + (f"; and {self.more} more" if self.more else "")
+        differences = "; ".join(f"{key}: {old} -> {new}" for key, old, new in self.facts)
+        return f"like {self.nearest}, but {differences}" + (f"; and {self.more} more" if self.more else "")
 
 
 @dataclass(frozen=True)
@@ -46,19 +46,19 @@ class _State:
     facts: dict[str, Any]
 
 
-def reasons(tree: Tree, found: Iterable[Found] = ()) -> dict[str, Reason]:
+def reasons(tree: Tree, states: Iterable[Found] = ()) -> dict[str, Reason]:
     """Return for each node of a tree what makes it new.
 
     A node is compared with those of arms before it in the study's file, and with what was found on disk.
 
     Args:
         tree: of the study.
-        found: states on disk; nodes of the tree, and earlier checkpoints of theirs, are left out.
+        states: states on disk; nodes of the tree, and earlier checkpoints of theirs, are left out.
     """
     names = {node.id: node.name for node in tree.nodes.values()}
     known = [
         _State(str(state.path), state.phase, _facts(state.past, state.phase, state.read, names))
-        for state in found
+        for state in states
         if state.id not in tree.nodes and not state.merged and not _on_the_way(state, tree)
     ]
     result = {}
@@ -108,14 +108,14 @@ def _reason(here: _State, known: list[_State]) -> Reason:
     nearest = min(others, key=lambda state: sum(1 for _ in _differences(state.facts, here.facts)))
     differences = list(_differences(nearest.facts, here.facts))
     # Another past is mostly the same change, further up.
-    own = [one for one in differences if one[0] != _PAST] or differences
+    own = [difference for difference in differences if difference[0] != _PAST] or differences
     return Reason(nearest.name, own[:_SHOWN], max(0, len(own) - _SHOWN))
 
 
-def _differences(there: dict[str, Any], here: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    for key in [*here, *(key for key in there if key not in here)]:
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    for key in [*new, *(key for key in old if key not in new)]:
         # Another point of the same phase has other batches before it, which says nothing new.
-        if key == "batches" and there.get("read") != here.get("read"):
+        if key == "batches" and old.get("read") != new.get("read"):
             continue
-        if there.get(key) != here.get(key):
-            yield key, shown(there.get(key)), shown(here.get(key))
+        if old.get(key) != new.get(key):
+            yield key, shown(old.get(key)), shown(new.get(key))

@@ -53,16 +53,19 @@ def check_directory(study: Study, file: Path) -> None:
     directory = Path(study.directory)
     fix = "" if directory.is_absolute() else advice(file, StudyDir(directory).history)
     if fix:
-        what = f"no runs are in {study.directory}, and this study was run from another directory"
-        raise ConfigError(what, f"{file.name}: runs", f"{fix}; a second study needs another name")
+        message = f"no runs are in {study.directory}, and this study was run from another directory"
+        raise ConfigError(message, f"{file.name}: runs", f"{fix}; a second study needs another name")
 
 
 def advised(error: MegacodeError, file: Path, config: RunConfig) -> MegacodeError:
     """Return an error about files of a config, with what to do where they are there from another directory."""
     fixes = advice_on(config, file)
     problems = [
-        replace(one, fix=next((fix for path, fix in fixes.items() if path in f"{one.where} {one.what}"), one.fix))
-        for one in error.problems
+        replace(
+            problem,
+            fix=next((fix for path, fix in fixes.items() if path in f"{problem.where} {problem.what}"), problem.fix),
+        )
+        for problem in error.problems
     ]
     return type(error)(problems=problems)
 

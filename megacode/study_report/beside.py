@@ -79,8 +79,8 @@ def _rows(paper: Paper, ours: tuple[str, str], theirs: tuple[str, str]) -> Itera
 
 def _note(base: float, relative: float | None, stated: float | None) -> str:
     if relative is None:
-        said = f"; its text says {100 * stated:+.0f} %" if stated is not None else ""
-        return f"no percentage: the baseline has {base:g} points{said}"
+        note = f"; its text says {100 * stated:+.0f} %" if stated is not None else ""
+        return f"no percentage: the baseline has {base:g} points{note}"
     if stated is not None and abs(stated - relative) > _AGREE:
         return f"its text says {100 * stated:+.1f} %, its table gives {100 * relative:+.1f} %"
     return ""

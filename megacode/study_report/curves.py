@@ -34,16 +34,16 @@ def first_primary(results: StudyResults, scored: Scored, place: str) -> str | No
 
 def headlines(results: StudyResults, scored: Scored, places: Sequence[str]) -> list[Headline]:
     """Return one sentence for each arm and each declared pair, on the first primary metric."""
-    found: list[Headline] = []
+    rows: list[Headline] = []
     for place in places:
         metric = first_primary(results, scored, place)
-        found += [
+        rows += [
             {"arm": row["arm"], "baseline": row["baseline"], "metric": row["metric"], "verdict": row["verdict"],
              "words": row["words"]}
             for row in scored.comparisons
             if row["place"] == place and row["metric"] == metric and row["family"] == "primary"
         ]  # fmt: skip
-    return found
+    return rows
 
 
 def gains(results: StudyResults, scored: Scored, arms: Sequence[ArmRow]) -> list[Gain]:
@@ -134,16 +134,16 @@ def _one_blend(phases: Sequence[PhaseRow]) -> bool:
 def paretos(results: StudyResults, scored: Scored, places: Sequence[str]) -> list[Pareto]:
     """Return language against code at each place: means of that name, or bits per byte of two sources."""
     axes = _axes(results, scored)
-    found: list[Pareto] = []
+    fronts: list[Pareto] = []
     for place in places:
         names = {row["arm"] for row in scored.scores if axes and row["metric"] == axes[0]}
         cells = [cell for cell in results.arms() if "@".join(cell.place) == place and cell.name in names]
         if axes and len(cells) > 1:
             arrows = list(_arrows(results, cells))
-            found.append(
+            fronts.append(
                 {"place": place, "x": axes[0], "y": axes[1], "arms": [cell.name for cell in cells], "arrows": arrows}
             )
-    return found
+    return fronts
 
 
 def _axes(results: StudyResults, scored: Scored) -> tuple[str, str] | None:
@@ -175,18 +175,18 @@ def _arrows(results: StudyResults, cells: Sequence[Cell]) -> Iterator[list[str]]
 def decisions(scored: Scored, arms: Sequence[ArmRow], places: Sequence[str]) -> list[DecisionAccuracy]:
     """Return by metric how many pairs of arms two places rank alike; nothing without two places with three arms."""
     names = {arm["name"]: arm["arm"] for arm in arms}
-    found: list[DecisionAccuracy] = []
+    accuracies: list[DecisionAccuracy] = []
     values: dict[tuple[str, str], dict[str, float]] = {}
     where = {arm["name"]: arm["place"] for arm in arms}
     for row in scored.scores:
         values.setdefault((row["metric"], where[row["arm"]]), {})[names[row["arm"]]] = row["value"]
     for one, other in combinations(places, 2):
         for metric in (row["metric"] for row in scored.metrics):
-            here, there = values.get((metric, one), {}), values.get((metric, other), {})
-            both = [name for name in here if name in there]
+            earlier, later = values.get((metric, one), {}), values.get((metric, other), {})
+            both = [name for name in earlier if name in later]
             if len(both) < 3:
                 continue
-            agree = decision_accuracy([here[name] for name in both], [there[name] for name in both])
+            agree = decision_accuracy([earlier[name] for name in both], [later[name] for name in both])
             pairs = len(both) * (len(both) - 1) // 2
-            found.append({"metric": metric, "places": [one, other], "pairs": pairs, "agree": agree})
-    return found
+            accuracies.append({"metric": metric, "places": [one, other], "pairs": pairs, "agree": agree})
+    return accuracies

@@ -19,15 +19,15 @@ Names = tuple[set[str], set[str]]  # of tasks, and of means over tasks
 def earlier_names(results: StudyResults) -> dict[str, Names]:
     """Return by suite the names of tasks and means that the suites before it have."""
     declared = {score_name(name): name for name in results.study.suites}
-    found: dict[str, Names] = {}
+    names_by_suite: dict[str, Names] = {}
     tasks: set[str] = set()
     means: set[str] = set()
     for suite in results.suites:
-        found[suite] = (set(tasks), set(means))
+        names_by_suite[suite] = (set(tasks), set(means))
         own_tasks, own_means = _names(results, suite, declared.get(suite))
         tasks |= own_tasks
         means |= own_means
-    return found
+    return names_by_suite
 
 
 def _names(results: StudyResults, suite: str, declared: str | None) -> Names:

@@ -87,6 +87,6 @@ def forecast_rows(results: StudyResults, without: Sequence[str] = ()) -> list[_J
     for first in (cell for cell in results.arms() if study.arms[cell.arm].forecast):
         ends = {cell.seed: results.path(cell)[-1] for cell in results.cells(first.name)}
         # One at a time: arms that are not compared here may have been scored by other suites.
-        found = metrics_of(results, {first.name: ends}, without)
-        measured[first.name] = {name: float(one.values[first.name].mean()) for name, one in found.items()}
+        metrics = metrics_of(results, {first.name: ends}, without)
+        measured[first.name] = {name: float(one.values[first.name].mean()) for name, one in metrics.items()}
     return score_forecasts(study, measured, versions(StudyDir(study.directory)))

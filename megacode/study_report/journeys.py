@@ -26,12 +26,12 @@ def waterfalls(results: StudyResults, scored: Scored) -> list[Waterfall]:
     # A mean that lacks tasks in some arm is another mean in the score file.
     metrics = {row["metric"] for row in scored.metrics if not row["missing"]}
     earlier = earlier_names(results)
-    found: list[Waterfall] = []
+    rows: list[Waterfall] = []
     for cell in (cell for cell in results.arms() if cell.arm == cell.original):
         steps = [_step(results, cell, place, metrics, earlier) for place in range(len(results.path(cell)))]
         if len(kept := _same_seeds([step for step in steps if step is not None])) > 1:
-            found.append({"arm": cell.name, "steps": kept})
-    return found
+            rows.append({"arm": cell.name, "steps": kept})
+    return rows
 
 
 def _same_seeds(steps: list[WaterfallStep]) -> list[WaterfallStep]:
@@ -69,12 +69,12 @@ def _step(
     if not values:
         return None
     node = results.tree.nodes[results.path(cell)[place]]
-    done = sum(results.tree.nodes[name].tokens for name in results.path(cell)[: place + 1])
+    tokens = sum(results.tree.nodes[name].tokens for name in results.path(cell)[: place + 1])
     means = {metric: sum(seeds.values()) / len(seeds) for metric, seeds in values.items()}
     return {
         "phase": node.phase_name,
         "node": node.id,
-        "tokens": done,
+        "tokens": tokens,
         "values": means,
         "by_seed": values,
         "files": files,
@@ -90,14 +90,14 @@ def _way(document: Json) -> Json:
 
 def scores_in(document: Json) -> dict[str, float]:
     """Return the scores of a score file by `TASK/METRIC` and `mean/NAME`."""
-    found = {
+    scores = {
         f"{task}/{metric}": float(value)
         for task, metrics in document["scores"].items()
         for metric, value in metrics.items()
         if not metric.endswith("_stderr") and isinstance(value, (int, float))
     }
     means = {f"mean/{name}": mean["score"] for name, mean in (document.get("means") or {}).items()}
-    return found | {name: float(score) for name, score in means.items() if score is not None}
+    return scores | {name: float(score) for name, score in means.items() if score is not None}
 
 
 def loss_curves(results: StudyResults) -> list[LossCurve]:
@@ -122,25 +122,25 @@ def _curves(results: StudyResults, cell: Cell) -> Iterator[LossCurve]:
 
 def _borders(results: StudyResults, cell: Cell) -> list[int]:
     """Return the tokens read at the end of each phase of an arm, those of the arms that `init` names first."""
-    ends, done = [], 0
+    ends, tokens = [], 0
     for training in cell.trainings:
         schedule = training.plan.schedule
-        ends += [done + phase.last_sample * schedule.seq_length for phase in schedule.phases]
-        done += schedule.total_samples * schedule.seq_length
+        ends += [tokens + phase.last_sample * schedule.seq_length for phase in schedule.phases]
+        tokens += schedule.total_samples * schedule.seq_length
     return ends
 
 
 def _points(results: StudyResults, cell: Cell) -> Iterator[tuple[int, Mapping[str, float]]]:
     """Yield tokens read and losses by source, node by node."""
-    done = 0
+    tokens = 0
     for node in (results.tree.nodes[name] for name in results.path(cell)):
         trained = results.trained.get(node.id)
         if trained is not None:
-            yield from _of_node(results, trained, done)
-        done += node.tokens
+            yield from _of_node(results, trained, tokens)
+        tokens += node.tokens
 
 
-def _of_node(results: StudyResults, trained: Trained, done: int) -> Iterator[tuple[int, Mapping[str, float]]]:
+def _of_node(results: StudyResults, trained: Trained, tokens: int) -> Iterator[tuple[int, Mapping[str, float]]]:
     node = trained.node
     first, length = node.clock - node.samples, node.cell.plan.schedule.seq_length
     for line in results.validations[trained.run.path]:
@@ -148,7 +148,7 @@ def _of_node(results: StudyResults, trained: Trained, done: int) -> Iterator[tup
         # The first validation of a run, before training, belongs to no stretch and is the start of the curve.
         if first < clock <= node.clock or clock == first == 0:
             losses = {name: loss for name, loss in (line.get("loss_by_source") or {}).items() if _is_number(loss)}
-            yield done + (clock - first) * length, losses
+            yield tokens + (clock - first) * length, losses
 
 
 def _is_number(value: object) -> bool:
@@ -165,18 +165,18 @@ def _thinned(points: list[tuple[int, float]], borders: list[int]) -> list[tuple[
 
 def forgettings(results: StudyResults) -> list[Forgetting]:
     """Return for each phase but the first how much worse each source is at its end than the best before it."""
-    found: list[Forgetting] = []
+    rows: list[Forgetting] = []
     for cell in (cell for cell in results.arms() if cell.arm == cell.original):
         by_seed: dict[tuple[str, str], dict[str, float]] = {}
         for one in results.cells(cell.name):
             for phase, source, value in _forgotten(results, one):
                 by_seed.setdefault((phase, source), {})[str(one.seed)] = value
-        found += [
+        rows += [
             {"arm": cell.name, "source": source, "phase": phase, "value": sum(seeds.values()) / len(seeds),
              "by_seed": seeds}
             for (phase, source), seeds in by_seed.items()
         ]  # fmt: skip
-    return found
+    return rows
 
 
 def _forgotten(results: StudyResults, cell: Cell) -> Iterator[tuple[str, str, float]]:

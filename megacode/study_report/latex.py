@@ -39,8 +39,8 @@ def render_latex(document: StudyReport) -> str:
     ]
     for place in lookup.places:
         lines += _scores(lookup, place)
-    for family, said in families(document):
-        lines += _differences(document, family, said)
+    for family, title in families(document):
+        lines += _differences(document, family, title)
     lines += _forecasts(document)
     return "\n".join(lines) + "\n"
 
@@ -59,14 +59,14 @@ def _scores(lookup: ReportRows, place: str) -> Iterator[str]:
         cells = [rf"\textbf{{{text}}}" if is_better else text for text, is_better in texts]
         yield _row([_named(line.arm["name"], line.flags), format_count(line.arm["tokens"]), *cells])
         yield from _comments(lookup, line.arm["name"])
-    said = "Bold: better than the baseline after correction for many comparisons. $\\pm$ is "
-    said += f"{_escaped(interval_said(document))}."
+    note = "Bold: better than the baseline after correction for many comparisons. $\\pm$ is "
+    note += f"{_escaped(interval_said(document))}."
     flags = [f"$^{{{number}}}$ {_escaped(text)}." for number, text in enumerate(flag_texts(document, place), 1)]
-    caption = f"Scores{f' at {_escaped(place)}' if place else ''}; shares in points. {' '.join([said, *flags])}"
+    caption = f"Scores{f' at {_escaped(place)}' if place else ''}; shares in points. {' '.join([note, *flags])}"
     yield from _end(caption, _label(document, f"scores-{place}" if place else "scores"))
 
 
-def _differences(document: StudyReport, family: str, said: str) -> Iterator[str]:
+def _differences(document: StudyReport, family: str, title: str) -> Iterator[str]:
     yield from _begin("lllrrr", ["metric", "arm", "baseline", "difference", "corrected interval", "relative"])
     # The exploratory family is left out: hundreds of rows, and no paper prints them.
     for row in (row for row in document["comparisons"] if row["family"] == family):
@@ -75,7 +75,7 @@ def _differences(document: StudyReport, family: str, said: str) -> Iterator[str]
         figures = [rf"\textbf{{{difference}}}" if row["verdict"] == "better" else difference]
         figures += [_escaped(interval_text(row)), _escaped(relative_text(row))]
         yield _row([*names, *figures])
-    yield from _end(f"Differences, {family} family; {_escaped(said)}. Bold: better.", _label(document, family))
+    yield from _end(f"Differences, {family} family; {_escaped(title)}. Bold: better.", _label(document, family))
 
 
 def _label(document: StudyReport, table: str) -> str:
@@ -92,8 +92,8 @@ def _forecasts(document: StudyReport) -> Iterator[str]:
     for row in rows:
         cells = (row[key] for key in ("arm", "metric", "forecast", "measured", "outcome", "registered"))
         yield _row([_escaped(cell) for cell in cells])
-    said = "Forecasts in the study file, and what was measured; in brackets the interval that should hold it."
-    yield from _end(said, _label(document, "forecasts"))
+    caption = "Forecasts in the study file, and what was measured; in brackets the interval that should hold it."
+    yield from _end(caption, _label(document, "forecasts"))
 
 
 def _row(cells: list[str]) -> str:

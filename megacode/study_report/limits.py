@@ -18,12 +18,12 @@ _NAMED = 6  # longer lists are cut
 
 def missing(results: StudyResults, models: Sequence[ModelRow], scored: Scored) -> list[str]:
     """Return what is not there yet."""
-    found = []
+    lines = []
     declared = results.tree.grid.provisional
     if declared and any(model["state"] == "not trained" for model in models):
-        what = "declared, and not there: states that were trained on them are not found without them"
-        found.append(f"{', '.join(declared)}: {what}")
-    for state, said in (
+        message = "declared, and not there: states that were trained on them are not found without them"
+        lines.append(f"{', '.join(declared)}: {message}")
+    for state, verbs in (
         ("not trained", ("is not trained yet", "are not trained yet")),
         ("not scored", ("is trained and not scored yet", "are trained and not scored yet")),
         ("partly scored", ("lacks scores of some suites", "lack scores of some suites")),
@@ -31,18 +31,18 @@ def missing(results: StudyResults, models: Sequence[ModelRow], scored: Scored) -
         names = [f"{model['arm']} seed {model['seed']}" for model in models if model["state"] == state]
         if names:
             one, found_ = len(names) == 1, f"{len(names)} of {counted(len(models), 'model')}"
-            found.append(f"{found_} {said[0] if one else said[1]}: {_listed(names)}")
+            lines.append(f"{found_} {verbs[0] if one else verbs[1]}: {_listed(names)}")
     lacking = {
         suite: sum(suite not in model["scores"] for model in models if model["scores"]) for suite in results.suites
     }
-    found += [
+    lines += [
         f"{counted(count, 'scored model')} without scores of the suite {suite}"
         for suite, count in lacking.items()
         if count
     ]
     # Arms that share a stretch share its score files: each is named once.
     strange = dict.fromkeys(line for one in results.trained.values() for line in one.strange)
-    return [*found, *strange, *scored.missing]
+    return [*lines, *strange, *scored.missing]
 
 
 def limits(results: StudyResults, arms: Sequence[ArmRow], overlaps: Sequence[OverlapRow], scored: Scored) -> list[str]:
@@ -65,14 +65,14 @@ def _of_seeds(results: StudyResults, scored: Scored) -> Iterator[str]:
     elif about["models"]:
         yield "Some arms have one scored seed: their differences are those of these models, not of these recipes."
     if count > 1 and results.study.vary != "both":
-        said = seeds_vary(results.study.vary)
-        yield f"{said[0].upper()}{said[1:]}."
+        sentence = seeds_vary(results.study.vary)
+        yield f"{sentence[0].upper()}{sentence[1:]}."
     if 1 < count < 4 and about["recipes"]:
         yield f"{count} seeds an arm: the spread over seeds is itself an estimate, so intervals are wide."
     exact = [row for row in scored.comparisons if row["method"] == "exact"]
     if exact:
-        what = f"{len(exact)} of {len(scored.comparisons)} comparisons have hardly an item that differs"
-        yield f"{what}: an exact test judges them, without an interval, and they are about these models alone."
+        message = f"{len(exact)} of {len(scored.comparisons)} comparisons have hardly an item that differs"
+        yield f"{message}: an exact test judges them, without an interval, and they are about these models alone."
 
 
 def _of_scale(results: StudyResults) -> Iterator[str]:

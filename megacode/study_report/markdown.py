@@ -38,7 +38,7 @@ def render_markdown(document: StudyReport, directory: Path | None = None) -> str
         _head(document),
         _headlines(document),
         *(_scores(lookup, place) for place in lookup.places),
-        *(_differences(document, family, said) for family, said in families(document)),
+        *(_differences(document, family, title) for family, title in families(document)),
         _tasks(lookup),
         _paper(document),
         _exposure(document),
@@ -94,20 +94,20 @@ def _scores(lookup: ReportRows, place: str) -> str:
         rows.append([name, format_count(arm["tokens"]), *cells])
     title = f"Scores at {place}" if place else "Scores"
     head = ["arm", "tokens", *(_headed(metric) for metric in columns)]
-    said = f"Means over seeds; ± is {interval_said(document)}. Shares are in points. "
-    said += "Bold: better than the baseline after correction."
+    note = f"Means over seeds; ± is {interval_said(document)}. Shares are in points. "
+    note += "Bold: better than the baseline after correction."
     listed = "".join(f"\n\n[{number}] {text}" for number, text in enumerate(flag_texts(document, place), 1))
-    return f"## {title}\n\n{said}\n\n{_table(head, rows)}{listed}"
+    return f"## {title}\n\n{note}\n\n{_table(head, rows)}{listed}"
 
 
 def _headed(metric: MetricRow) -> str:
     return metric["title"] + (" ↓" if metric["higher_is_better"] is False else "")
 
 
-def _differences(document: StudyReport, family: str, said: str) -> str:
+def _differences(document: StudyReport, family: str, title: str) -> str:
     rows = [_difference(row) for row in document["comparisons"] if row["family"] == family]
     head = ["metric", "arm", "baseline", "difference", "corrected interval", "relative", "df", "finding"]
-    return f"## Differences, {family}: {said}\n\n{_table(head, rows)}"
+    return f"## Differences, {family}: {title}\n\n{_table(head, rows)}"
 
 
 def _difference(row: ComparisonRow) -> list[str]:
@@ -140,8 +140,8 @@ def _tasks(lookup: ReportRows) -> str:
         scores = [score_text(lookup.score(arm["name"], metric["metric"]), metric) for arm in arms]
         rows.append([_headed(metric), f"{metric['items']:,}", chance, ranks, *scores])
     head = ["task", "items", "chance", "ranks", *(f"[{arm['name']}](#{_anchor(arm['name'])})" for arm in arms)]
-    said = "ranks: pairs of corpora ordered as by a large model, in per cent, at 150M / 300M / 750M (as published)."
-    return f"## Tasks\n\n{_table(head, rows)}\n\n{said}"
+    note = "ranks: pairs of corpora ordered as by a large model, in per cent, at 150M / 300M / 750M (as published)."
+    return f"## Tasks\n\n{_table(head, rows)}\n\n{note}"
 
 
 def _paper(document: StudyReport) -> str:
@@ -186,8 +186,8 @@ def _match(document: StudyReport) -> str:
 
 def _forgetting(document: StudyReport) -> str:
     rows = [[row["arm"], row["phase"], row["source"], f"{row['value']:+.4f}"] for row in document["forgetting"]]
-    said = "Loss on held-out documents at the end of a phase, minus the best before it, in nats per token."
-    return f"## What phases forget\n\n{_table(['arm', 'phase', 'source', 'change'], rows)}\n\n{said}" if rows else ""
+    note = "Loss on held-out documents at the end of a phase, minus the best before it, in nats per token."
+    return f"## What phases forget\n\n{_table(['arm', 'phase', 'source', 'change'], rows)}\n\n{note}" if rows else ""
 
 
 def _contamination(document: StudyReport) -> str:

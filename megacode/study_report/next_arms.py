@@ -68,8 +68,11 @@ def law_of(results: StudyResults, without: Sequence[str] = ()) -> _Json | None:
     try:
         return next_of(results, without=without)
     except (ConfigError, DataError) as error:
-        said = [(f"{one.where}: {one.what}" if one.where else one.what, one.fix) for one in error.problems]
-        return {"refusals": [vars(Refusal("no law", what, fix)) for what, fix in said]}
+        problems = [
+            (f"{problem.where}: {problem.what}" if problem.where else problem.what, problem.fix)
+            for problem in error.problems
+        ]
+        return {"refusals": [vars(Refusal("no law", message, fix)) for message, fix in problems]}
 
 
 def check_proposed(document: _Json) -> None:
@@ -111,7 +114,7 @@ class _Proposer:
             "points": laws.point_rows(),
             "left_out": laws.left_out,
             "targets": laws.target_rows(),
-            "refusals": [vars(one) for one in self.refusals],
+            "refusals": [vars(refusal) for refusal in self.refusals],
             "proposals": proposals,
             "informative": self._informative(),
             "notes": self._notes(),
@@ -120,15 +123,15 @@ class _Proposer:
     def _proposals(self) -> list[_Json]:
         """Return the proposals, the law's first; the gates that it fails are added to the refusals."""
         laws, best = self.laws, self.laws.best
-        found = [self._row("best arm", laws.blends[best], laws.points[best].name)]
+        rows = [self._row("best arm", laws.blends[best], laws.points[best].name)]
         if not self.limits.possible:
-            return found
-        found += [
+            return rows
+        rows += [
             self._row(kind, rounded(blend, self.limits.caps))
             for kind, blend in (("unimax", unimax(self.limits.caps)), ("natural", self.limits.natural))
         ]
         chosen = self._by_law()
-        return found if chosen is None or self.refusals else [chosen, *found]
+        return rows if chosen is None or self.refusals else [chosen, *rows]
 
     def _by_law(self) -> _Json | None:
         laws, limits = self.laws, self.limits
@@ -186,7 +189,7 @@ class _Proposer:
         """Return predicted metrics in their own unit and sign; None where the laws do not reach, or are not trusted."""
         laws = self.laws
         outside = gates.distance_to_hull(blend, laws.blends) > gates.HULL_TOLERANCE
-        if laws.objective is None or outside or any(one.reason == "too few blends" for one in laws.refusals):
+        if laws.objective is None or outside or any(refusal.reason == "too few blends" for refusal in laws.refusals):
             return None
         rows = {}
         for one, fit in zip(laws.metrics, laws.objective.fits, strict=True):
@@ -195,8 +198,8 @@ class _Proposer:
             if one.name not in self.drawn:
                 self.drawn[one.name] = resampled(fit, [one.values[point.name] * one.sign for point in laws.points])
             seeds = interval_of(fit, self.drawn[one.name], blend)
-            found = fit.predicted(blend), fit.predicted(blend, new=True), seeds
-            mean, new, by_seeds = (each.negated() if each and one.sign < 0 else each for each in found)
+            intervals = fit.predicted(blend), fit.predicted(blend, new=True), seeds
+            mean, new, by_seeds = (each.negated() if each and one.sign < 0 else each for each in intervals)
             rows[one.name] = {**(_interval(mean) or {}), "new": _interval(new), "seeds_alone": _interval(by_seeds)}
         return rows or None
 
@@ -226,7 +229,7 @@ class _Proposer:
             notes.append(
                 f"the target reads {part:.3g} times the arms' tokens: what is predicted is a run like the arms"
             )
-        counts = {len(one.values[point.name]) for one in laws.metrics for point in laws.points}
+        counts = {len(metric.values[point.name]) for metric in laws.metrics for point in laws.points}
         if counts == {1}:
             notes.append("one seed an arm: noise over seeds and what a law cannot express are not told apart")
         elif len(counts) > 1:

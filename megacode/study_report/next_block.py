@@ -86,16 +86,16 @@ def _anneal(arm: StudyArm) -> dict[str, Any] | None:
 
 def _settings(arm: StudyArm, old: str, new: str, kept: set[str]) -> dict[str, Any]:
     """Return an arm's settings for an arm whose last phase has another name and another blend."""
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for key, value in arm.set.items():
         section, _, rest = key.partition(".")
         phase, _, inside = rest.partition(".")
         # Settings of phases that the arm does not use are an error of the study file.
         if section != "phases" or phase in kept:
-            found[key] = value
+            settings[key] = value
         if section == "phases" and phase == old and inside.partition(".")[0] != "blend":
-            found[f"phases.{new}.{inside}"] = value
-    return found
+            settings[f"phases.{new}.{inside}"] = value
+    return settings
 
 
 def merged(blocks: Sequence[Block]) -> Block:

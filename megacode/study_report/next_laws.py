@@ -61,7 +61,7 @@ class StudyLaws:
             )
         # Of points of one kind only: means of other points may be of other tasks.
         self.metrics = self._chosen(self.metrics_of(with_scores))
-        complete = [point for point in with_scores if all(point.name in one.values for one in self.metrics)]
+        complete = [point for point in with_scores if all(point.name in metric.values for metric in self.metrics)]
         self.left_out |= {point.name: "not scored" for point in chosen if point not in complete}
         self.points, unwanted = usable(complete, wanted)
         self.left_out |= unwanted
@@ -72,7 +72,7 @@ class StudyLaws:
         self.target = TargetRun(self.like, self.points, wanted)
         self.blends = np.array([self.target.blend_of(point) for point in self.points])
         self.weights = self._weights()
-        self.losses = np.array([[one.loss(point.name) for point in self.points] for one in self.metrics])
+        self.losses = np.array([[metric.loss(point.name) for point in self.points] for metric in self.metrics])
         # Before any fit: a law with too few blends fits exactly, and looks perfect.
         few = list(gates.too_few_blends(self.blends))
         self.refusals = [
@@ -114,38 +114,43 @@ class StudyLaws:
             if name not in known:
                 raise ConfigError(f"the scores have no {name!r}", where, did_you_mean(name, list(known)))
             if known[name].higher_is_better is None:
-                what = f"{name} is a mean of metrics for which higher, and of others for which lower is better"
-                raise ConfigError(what, where, "name the metrics one by one, with --weights")
+                message = f"{name} is a mean of metrics for which higher, and of others for which lower is better"
+                raise ConfigError(message, where, "name the metrics one by one, with --weights")
         return [known[name] for name in names]
 
     def _weights(self) -> np.ndarray:
         inner = {part for _, part in self._nested()}
         # A mean beside its own parts would count their tasks more than once. What the user weighs by hand stays.
-        given = np.array([self.wanted.weights.get(one.name, float(one.name not in inner)) for one in self.metrics])
-        if not given.sum() > 0:
+        weights = np.array(
+            [self.wanted.weights.get(metric.name, float(metric.name not in inner)) for metric in self.metrics]
+        )
+        if not weights.sum() > 0:
             raise ConfigError("all weights are 0", "--weights", "give one metric a positive weight")
-        return np.asarray(given / given.sum())
+        return np.asarray(weights / weights.sum())
 
     def _nested(self) -> list[tuple[str, str]]:
         """Return the pairs of targets of which the first is a mean of all that is in the second, and of more."""
-        return [(one.name, part.name) for one in self.metrics for part in self.metrics if one.keys > part.keys]
+        return [(metric.name, part.name) for metric in self.metrics for part in self.metrics if metric.keys > part.keys]
 
     def notes(self) -> list[str]:
         """Return what a reader must know of targets that hold each other."""
         weights = {one.name: weight for one, weight in zip(self.metrics, self.weights, strict=True)}
-        found: dict[str, list[str]] = {}
+        parts_of: dict[str, list[str]] = {}
         for whole, part in self._nested():
             if weights[whole] and (weights[part] or not self.wanted.weights):
-                found.setdefault(whole, []).append(part)
+                parts_of.setdefault(whole, []).append(part)
         if self.wanted.weights:
             return [f"{whole} holds {' and '.join(parts)}: their tasks count more than once"
-                    for whole, parts in found.items()]  # fmt: skip
+                    for whole, parts in parts_of.items()]  # fmt: skip
         return [f"{whole} decides, and holds {' and '.join(parts)}: --weights lets these count by themselves"
-                for whole, parts in found.items()]  # fmt: skip
+                for whole, parts in parts_of.items()]  # fmt: skip
 
     def _fitted(self) -> Objective | None:
         """Return the laws; None where the arms cannot tell them."""
-        if any(one.reason == "unvaried" for one in self.refusals) or len(self.blends) < self.blends.shape[1] + 3:
+        if (
+            any(refusal.reason == "unvaried" for refusal in self.refusals)
+            or len(self.blends) < self.blends.shape[1] + 3
+        ):
             return None
         # Fewer arms than that have an exact fit or nearly so, and nothing to tell its error by.
         return Objective([fit_law(self.blends, losses) for losses in self.losses], self.weights)
@@ -156,8 +161,8 @@ class StudyLaws:
             {
                 "name": point.name,
                 "blend": self.target.spread(blend),
-                "seeds": {one.name: len(one.values[point.name]) for one in self.metrics},
-                "scores": {one.name: float(one.values[point.name].mean()) for one in self.metrics},
+                "seeds": {metric.name: len(metric.values[point.name]) for metric in self.metrics},
+                "scores": {metric.name: float(metric.values[point.name].mean()) for metric in self.metrics},
                 "weighted_loss": float(loss),
             }
             for point, blend, loss in zip(self.points, self.blends, self.measured, strict=True)
@@ -193,7 +198,7 @@ class StudyLaws:
 def _not_comparable(left_out: Mapping[str, str], like: str) -> Iterator[gates.Refusal]:
     """Say which arms a law that has too few would need, and why it cannot have them."""
     if left_out:
-        said = [f"{name} ({why})" for name, why in list(left_out.items())[:_NAMED]]
+        reasons = [f"{name} ({why})" for name, why in list(left_out.items())[:_NAMED]]
         more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
-        what = f"arms that are no points of this law: {', '.join(said)}{more}"
-        yield gates.Refusal("not comparable", what, f"score them, or train their blends as {like} is trained")
+        message = f"arms that are no points of this law: {', '.join(reasons)}{more}"
+        yield gates.Refusal("not comparable", message, f"score them, or train their blends as {like} is trained")

@@ -66,12 +66,12 @@ def metrics_of(
     Raises:
         DataError: a score file is damaged, or files of one suite were made in different ways.
     """
-    found: dict[str, Metric] = {}
+    metrics: dict[str, Metric] = {}
     for suite, names in earlier_names(results).items():
         arms = list(_arms(results, states, suite, names))
         if arms:
-            found |= {metric.name: metric for metric in _metrics(suite, arms, without)}
-    return found
+            metrics |= {metric.name: metric for metric in _metrics(suite, arms, without)}
+    return metrics
 
 
 def _arms(results: StudyResults, states: Mapping[str, Mapping[int, str]], suite: str, names: Names) -> Iterator[Arm]:

@@ -70,19 +70,19 @@ class Point:
 
 def find_points(grid: Grid) -> list[Point]:
     """Return the points of a study, trained or not: the end of each phase of each arm, every state once."""
-    found: dict[str, Point] = {}
+    points: dict[str, Point] = {}
     for cell in grid.cells:
         if cell.arm != cell.original:
             continue
         for new, state in _ends(cell):
             # Without the seed, so that the states of one blend meet.
             mark = digest(json.dumps([new.facts, sorted(new.counts.items()), sorted(new.marks.items())]))
-            point = found.setdefault(mark, new)
+            point = points.setdefault(mark, new)
             if new.name == cell.name and point.name != point.cell.name:
                 # The arm that ends here is the better name, and the simpler example to write others by.
                 point.name, point.cell, point.phase = new.name, cell, new.phase
             point.states.setdefault(cell.seed, state)
-    return list(found.values())
+    return list(points.values())
 
 
 def _ends(cell: Cell) -> Iterator[tuple[Point, str]]:

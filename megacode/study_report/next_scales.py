@@ -32,24 +32,26 @@ def other_scale(laws: StudyLaws, level: str | None) -> list[Refusal]:
         fix = did_you_mean(level, known) if known else "leave it out: the study has no factors"
         raise ConfigError(f"there is no level {level!r}", "--for", fix)
     here = "@".join(place) or "this scale"
-    what = f"the law of {here} does not know the losses at {level}; {_ranking(laws, level)}"
-    return [Refusal("another scale", what, f"leave out --for to choose at {here}, or name an arm of {level} by --like")]
+    message = f"the law of {here} does not know the losses at {level}; {_ranking(laws, level)}"
+    return [
+        Refusal("another scale", message, f"leave out --for to choose at {here}, or name an arm of {level} by --like")
+    ]
 
 
 def _ranking(laws: StudyLaws, level: str) -> str:
     """Return how many pairs of arms both levels order alike, in words."""
     here = {(point.cell.arm, point.phase): loss for point, loss in zip(laws.points, laws.measured, strict=True)}
-    there = [
+    common = [
         point
         for point in scored_points(laws.results, laws.every)
         if level in point.cell.place and (point.cell.arm, point.phase) in here
     ]
-    metrics = laws.metrics_of(there) if there else {}
-    if len(there) < 2 or not all(one.name in metrics for one in laws.metrics):
+    metrics = laws.metrics_of(common) if common else {}
+    if len(common) < 2 or not all(metric.name in metrics for metric in laws.metrics):
         return f"fewer than two arms are scored at both, so it is not known whether {level} ranks them alike"
     # By the same weights, since it is the weighted choice that must carry over.
     weighted = list(zip(laws.weights, laws.metrics, strict=True))
-    large = [sum(weight * metrics[one.name].loss(point.name) for weight, one in weighted) for point in there]
-    alike, pairs = decision_accuracy([here[point.cell.arm, point.phase] for point in there], large)
-    said = f"{alike} of {counted(pairs, 'pair')} alike ({alike / pairs:.0%})"
-    return f"{len(there)} arms are scored at both, which order {said}"
+    large = [sum(weight * metrics[one.name].loss(point.name) for weight, one in weighted) for point in common]
+    alike, pairs = decision_accuracy([here[point.cell.arm, point.phase] for point in common], large)
+    agreement = f"{alike} of {counted(pairs, 'pair')} alike ({alike / pairs:.0%})"
+    return f"{len(common)} arms are scored at both, which order {agreement}"

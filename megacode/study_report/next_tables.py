@@ -53,10 +53,11 @@ def _headline(document: _Json) -> Table:
     grid.add_column()
     points, left_out = document["points"], document["left_out"]
     seeds = sorted({count for point in points for count in point["seeds"].values()})
-    said = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    seeds_text = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     grid.add_row("study", Text(document["study"], style="bold"))
     grid.add_row(
-        "arms", f"{len(points)} like {document['like']}: {format_count(document['tokens'])} tokens each, seeds: {said}"
+        "arms",
+        f"{len(points)} like {document['like']}: {format_count(document['tokens'])} tokens each, seeds: {seeds_text}",
     )
     shown = [f"{name}: {why}" for name, why in list(left_out.items())[:_LEFT_OUT_SHOWN]]
     more = [f"and {len(left_out) - _LEFT_OUT_SHOWN} more"] if len(left_out) > _LEFT_OUT_SHOWN else []
@@ -166,14 +167,14 @@ def _warnings(document: _Json) -> list[str]:
 
 
 def _blocks(document: _Json) -> list[tuple[str, str]]:
-    found = []
+    blocks = []
     for row in document["proposals"]:
         if row["block"] and row["kind"] in ("law", "unimax"):
-            found.append((f"{_TITLES[row['kind']]}: to add to the study", _noted(row)))
+            blocks.append((f"{_TITLES[row['kind']]}: to add to the study", _noted(row)))
     informative = document["informative"]
     if informative and informative["block"]:
-        found.append((f"most informative arms, by {informative['by']}: to add to the study", _noted(informative)))
-    return found
+        blocks.append((f"most informative arms, by {informative['by']}: to add to the study", _noted(informative)))
+    return blocks
 
 
 def _noted(row: _Json) -> str:

@@ -247,5 +247,5 @@ def _odd_ratios(points: Sequence[Point], group: Sequence[str]) -> dict[str, str]
     shares = {point.name: point.shares(group) for point in points}
     ratios = {name: own / own.sum() for name, own in shares.items() if own.sum() > 0}
     usual = np.median(list(ratios.values()), axis=0) if ratios else np.zeros(len(group))
-    said = f"{' and '.join(group)} are read in another ratio than in other arms"
-    return {name: said for name, own in ratios.items() if np.abs(own - usual).max() > _SAME_RATIO}
+    reason = f"{' and '.join(group)} are read in another ratio than in other arms"
+    return {name: reason for name, own in ratios.items() if np.abs(own - usual).max() > _SAME_RATIO}

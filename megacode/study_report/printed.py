@@ -135,5 +135,5 @@ def flag_texts(document: StudyReport, place: str) -> list[str]:
 def families(document: StudyReport) -> Sequence[tuple[str, str]]:
     """Return the families that are listed difference by difference, with what corrects them."""
     kinds = [("primary", "intervals hold together (max-T)"), ("secondary", "corrected together (Holm)")]
-    there = {row["family"] for row in document["comparisons"]}
-    return [(kind, said) for kind, said in kinds if kind in there]
+    present = {row["family"] for row in document["comparisons"]}
+    return [(kind, title) for kind, title in kinds if kind in present]

@@ -83,8 +83,8 @@ class StudyResults:
     @cached_property
     def plan(self) -> Json:
         """What `study plan --json` says; a state whose checkpoint was deleted counts as trained."""
-        found = {node: one.found for node, one in self.trained.items() if one.found is not None}
-        plan = study_document(self.tree, self.proofs, found, Costs(Gpus()))
+        states = {node: one.found for node, one in self.trained.items() if one.found is not None}
+        plan = study_document(self.tree, self.proofs, states, Costs(Gpus()))
         for row in plan["nodes"]:
             if row["state"] == "planned" and row["id"] in self.trained:
                 row |= {"state": "trained", "seal": self.trained[row["id"]].seal}
@@ -131,8 +131,8 @@ class StudyResults:
         end = self.end(cell)
         if end is None:
             return "not trained"
-        there = sum(suite in end.files for suite in self.suites)
-        return "not scored" if not there else "scored" if there == len(self.suites) else "partly scored"
+        scored = sum(suite in end.files for suite in self.suites)
+        return "not scored" if not scored else "scored" if scored == len(self.suites) else "partly scored"
 
     def cells(self, arm: str) -> list[Cell]:
         """Return the cells of an arm with its levels, one for each seed."""
@@ -158,11 +158,11 @@ def read_results(path: Path) -> StudyResults:
     grid = build_grid(study, path)
     results = StudyResults(path, Tree(grid), prove(grid))
     states: dict[str, list[Found]] = {}
-    for found in all_states(Path(study.directory)):
-        states.setdefault(found.id, []).append(found)
+    for state in all_states(Path(study.directory)):
+        states.setdefault(state.id, []).append(state)
     for node in results.tree.nodes.values():
         copies = states.get(node.id, [])
-        known = [one for found in copies if (one := _found(results, node, found, copies)) is not None]
+        known = [one for state in copies if (one := _found(results, node, state, copies)) is not None]
         # Of several checkpoints of one state, the one with most scores counts.
         if known:
             results.trained[node.id] = max(known, key=lambda one: len(one.files))
@@ -170,15 +170,17 @@ def read_results(path: Path) -> StudyResults:
     return results
 
 
-def _found(results: StudyResults, node: TreeNode, found: Found, copies: list[Found]) -> Trained | None:
+def _found(results: StudyResults, node: TreeNode, found_state: Found, copies: list[Found]) -> Trained | None:
     try:
-        state = TrainState.read(found.path)
+        state = TrainState.read(found_state.path)
     except MegacodeError:
         return None
-    run = RunDir(found.path.parents[1])
+    run = RunDir(found_state.path.parents[1])
     seals = sorted({one.seal for one in copies})
     return _scored(
-        results, Trained(node, run, found, state, state.seal, {}, {}, [], seals), RunDir.iteration_of(found.path)
+        results,
+        Trained(node, run, found_state, state, state.seal, {}, {}, [], seals),
+        RunDir.iteration_of(found_state.path),
     )
 
 

@@ -93,16 +93,16 @@ def variance_shares(table: Results, place: str, baseline: str) -> Iterator[Varia
     names = [arm.name for arm in table.arms]
     base = names.index(baseline)
     others = [number for number in range(len(names)) if number != base]
-    for one in (one for one in table.quantities if len(one.keys) > 1):
-        other = table.profiles(base, one)
-        parts = [item_parts(table.profiles(number, one), other, one.weights) for number in others]
+    for quantity in (quantity for quantity in table.quantities if len(quantity.keys) > 1):
+        other = table.profiles(base, quantity)
+        parts = [item_parts(table.profiles(number, quantity), other, quantity.weights) for number in others]
         variances = np.array([[part.variance for part in arm] for arm in parts]).mean(axis=0)
         total = float(variances.sum())
-        for (task, metric), variance in zip(one.keys, variances, strict=True):
+        for (task, metric), variance in zip(quantity.keys, variances, strict=True):
             if total > 0 and math.isfinite(total):
                 yield {
                     "place": place,
-                    "mean": one.name,
+                    "mean": quantity.name,
                     "metric": f"{task}/{metric}",
                     "share": float(variance) / total,
                 }

@@ -68,7 +68,7 @@ class _Group:
         return next(iter(self.cells.values()))[0]
 
     @property
-    def said(self) -> str:
+    def label(self) -> str:
         """Its place, for names."""
         return "@".join(self.place)
 
@@ -116,16 +116,16 @@ def _groups(results: StudyResults) -> Iterator[_Group]:
 
 
 def _by_arm(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
-    found: dict[str, list[Cell]] = {}
+    cells_of: dict[str, list[Cell]] = {}
     for cell in cells:
-        found.setdefault(cell.name, []).append(cell)
-    return found
+        cells_of.setdefault(cell.name, []).append(cell)
+    return cells_of
 
 
 def _add(scored: Scored, results: StudyResults, group: _Group, level: float, without: Sequence[str]) -> None:
     """Add the rows of one group of arms."""
     arms, documents = _arms(results, group)
-    scored.tasks |= {task for arm in arms for one in arm.models for task in (*one.tasks, *one.left_out)}
+    scored.tasks |= {task for arm in arms for model in arm.models for task in (*model.tasks, *model.left_out)}
     check_comparable(arms, without)
     # The slow step: items of all models as arrays. Comparisons and scores share it.
     table = tabulate(arms, without)
@@ -139,8 +139,8 @@ def _add(scored: Scored, results: StudyResults, group: _Group, level: float, wit
         scored.notes += document["notes"]
         scored.comparisons += [_comparison(row, results, group) for row in document["comparisons"]]
         families = {row["metric"]: row["family"] for row in document["comparisons"]}
-        scored.shares += variance_shares(table, group.said, question.baseline)
-    scored.metrics += [metric_row(table, one, families, documents, parameters) for one in table.quantities]
+        scored.shares += variance_shares(table, group.label, question.baseline)
+    scored.metrics += [metric_row(table, quantity, families, documents, parameters) for quantity in table.quantities]
     for number in range(len(arms)):
         scored.scores += [score_row(table, number, which, level) for which in range(len(table.quantities))]
 
@@ -199,10 +199,10 @@ def _question(
 ) -> ComparisonDesign | None:
     """Return what is asked of a group; None where its baseline is not scored."""
     study = results.study
-    at = f"@{group.said}" if group.place else ""
+    at = f"@{group.label}" if group.place else ""
     # Names have levels from here on: arms of two scales never meet in one table.
     baseline = study.baseline + at
-    where = f" at {group.said}" if group.place else ""
+    where = f" at {group.label}" if group.place else ""
     of = f" by {', '.join(group.suites)}" if not group.complete else ""
     if baseline not in group.cells:
         scored.missing.append(f"the baseline {baseline} is not scored{of}, so nothing is compared with it{where}")
@@ -220,42 +220,42 @@ def _question(
     ]
     margin, sd = study.compare.margin, study.compare.seed_sd
     # A spread in points says nothing of bits per byte.
-    shares = [one.name for one in table.quantities if not one.is_bits]
+    shares = [quantity.name for quantity in table.quantities if not quantity.is_bits]
     return ComparisonDesign(
         baseline, level, primary if study.compare.primary else None, secondary, known,
         None if margin is None else margin * _POINT, {} if sd is None else dict.fromkeys(shares, sd * _POINT),
-        key=f"megacode study {study.name} {group.said}",
+        key=f"megacode study {study.name} {group.label}",
     )  # fmt: skip
 
 
 def _declared(key: str, results: StudyResults, group: _Group, table: Results, scored: Scored) -> list[str]:
     """Return the metrics under a key of `compare` that can be compared; what is lacking is added to `scored`."""
-    given = getattr(results.study.compare, key)
-    names = [one.name for one in table.quantities]
+    declared = getattr(results.study.compare, key)
+    names = [quantity.name for quantity in table.quantities]
     every = [*names, *_known(table), *table.left_out]
-    for name in given:
+    for name in declared:
         if name in names:
             continue
         # With all scores there, a metric that no file has is a mistake of the study file.
         if group.complete:
             named(name, every, f"{results.file.name}: compare.{key}")
         # Not an error while scores are missing: another suite may bring the metric.
-        scored.lacking.append((group.said, name))
-    return [name for name in given if name in names]
+        scored.lacking.append((group.label, name))
+    return [name for name in declared if name in names]
 
 
 def _known(table: Results) -> Iterator[str]:
     """Yield every metric that any score file has."""
     for model in (model for arm in table.arms for model in arm.models):
         yield from (f"mean/{name}" for name in model.mean_parts)
-        yield from (f"{task}/{metric}" for task, found in model.tasks.items() for metric in found.outcomes)
+        yield from (f"{task}/{metric}" for task, scores in model.tasks.items() for metric in scores.outcomes)
 
 
 def _comparison(row: Json, results: StudyResults, group: _Group) -> ComparisonRow:
-    base = results.study.baseline + (f"@{group.said}" if group.place else "")
+    base = results.study.baseline + (f"@{group.label}" if group.place else "")
     models = [f"{name} seed {cell.seed}" for name in (row["arm"], row["baseline"]) for cell in group.cells[name]]
     extra = {
-        "place": group.said,
+        "place": group.label,
         "verdict": verdict(row),
         "declared_pair": row["baseline"] != base,
         "models": models,

@@ -33,8 +33,8 @@ def check_targets(directory: Path) -> list[Path]:
     else:
         for name, (mark, _) in _FILES.items():
             if not _is_ours(directory / name, mark):
-                what = "this file is not a report of megacode, and would be overwritten"
-                problems.append(Problem(what, str(directory / name), "move it away, or give another --out DIR"))
+                message = "this file is not a report of megacode, and would be overwritten"
+                problems.append(Problem(message, str(directory / name), "move it away, or give another --out DIR"))
     if problems:
         raise ConfigError(problems=problems)
     return [directory / name for name in _FILES]
@@ -66,6 +66,6 @@ def write_report(document: StudyReport, directory: Path) -> list[Path]:
         try:
             write_text(directory / name, text)
         except OSError as error:
-            what = f"the report cannot be written: {error.strerror}"
-            raise ConfigError(what, str(directory / name), "choose another directory with --out") from error
+            message = f"the report cannot be written: {error.strerror}"
+            raise ConfigError(message, str(directory / name), "choose another directory with --out") from error
     return files

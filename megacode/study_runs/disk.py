@@ -101,7 +101,7 @@ class Disk:
 
     def inside(self, node: TreeNode) -> Found | None:
         """Return the furthest state between a node's start and its end, or None."""
-        found = [
+        states = [
             state
             for state in self._all
             if state.phase == node.phase
@@ -109,7 +109,7 @@ class Disk:
             and node.cell.past.at(state.phase, state.read) == state.id
         ]
         # The furthest saves most; all of them are on the node's own way.
-        return max(found, key=lambda state: state.read, default=None)
+        return max(states, key=lambda state: state.read, default=None)
 
 
 def _disk_runs(run: RunDir, by_path: dict[Path, list[Found]]) -> Iterator[DiskRun]:
@@ -120,8 +120,8 @@ def _disk_runs(run: RunDir, by_path: dict[Path, list[Found]]) -> Iterator[DiskRu
         if newest is not None and started:
             # Empty where the run changed what it learns by: no arm may continue it.
             for state in by_path.get(newest, []):
-                found = DiskRun(run, state.past, (state.phase, state.read), newest)
-                yield found if found.finished else replace(found, past=_with_its_future(run, state))
+                disk_run = DiskRun(run, state.past, (state.phase, state.read), newest)
+                yield disk_run if disk_run.finished else replace(disk_run, past=_with_its_future(run, state))
         else:
             yield from _begun(run)
     except (MegacodeError, OSError):

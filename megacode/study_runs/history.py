@@ -80,18 +80,18 @@ def former_arms(tree: Tree, disk: Disk, place: StudyDir) -> list[Former]:
     """Return the stale and the retired arms of a study that left something on disk, newest version first."""
     # By the end of an arm: its name may have changed.
     present = {path[-1] for path in tree.paths.values()}
-    found: dict[str, Former] = {}
+    formers: dict[str, Former] = {}
     for version in reversed(versions(place)):
         for name, seed, path in _arms(version):
             # Under another name it is neither.
-            if path[-1] in present or path[-1] in found:
+            if path[-1] in present or path[-1] in formers:
                 continue
             left = tuple(disk.states[state] for state in path if state in disk.states and state not in tree.nodes)
             if left:
                 tokens = sum(int(version["tokens"].get(state.id, 0)) for state in left)
                 kind = "stale" if (name, seed) in tree.paths else "retired"
-                found[path[-1]] = Former(name, seed, kind, path[-1], tokens, left)
-    return list(found.values())
+                formers[path[-1]] = Former(name, seed, kind, path[-1], tokens, left)
+    return list(formers.values())
 
 
 def changes_since_scores(study: Study, place: StudyDir) -> list[Json]:
@@ -175,9 +175,9 @@ def _changed(tree: Tree, disk: Disk, last: Json, where: str) -> Iterator[Problem
             [int(last["tokens"][state]) for state in gone], [tree.nodes[state].tokens for state in new],
         ))  # fmt: skip
         arm, fact = name.split("@")[0], why[new[0]].sentence()
-        what = f"{name!r} has changed since it was trained: {was} tokens a seed are stale, {will} are to be trained"
+        message = f"{name!r} has changed since it was trained: {was} tokens a seed are stale, {will} are to be trained"
         yield Problem(
-            f"{what} ({fact})",
+            f"{message} ({fact})",
             f"{where}: arms.{arm}",
             f"undo the change, give the new training another name, or add {FLAG}; what is there is kept",
         )

@@ -150,7 +150,7 @@ def jobs_of(
         nproc: ranks of a run.
         code: let tasks run code that the model writes.
     """
-    made = [merge_job(run) if run.parts else train_job(run, place, nproc) for run in runs]
+    train_jobs = [merge_job(run) if run.parts else train_job(run, place, nproc) for run in runs]
     nodes = board.tree.nodes
     scored = [
         score_job(board, suite, nodes[end], path, place, nproc, code)
@@ -159,4 +159,4 @@ def jobs_of(
         if board.score(suite, nodes[end], path).presence != "there"
     ]
     # Scores come last: nothing waits for them.
-    return sorted(made, key=lambda job: -job.weight) + scored
+    return sorted(train_jobs, key=lambda job: -job.weight) + scored

@@ -108,10 +108,10 @@ def checked_tree(path: Path) -> Tree:
     if problems:
         raise PlanError(problems=problems)
     if grid.provisional:
-        what = f"not there yet: {', '.join(grid.provisional)}"
+        message = f"not there yet: {', '.join(grid.provisional)}"
         fixes = (fix for cell in grid.cells for fix in advice_on(cell.plan.config, path).values())
         fix = "make the data sets and the tokenizer first; `megacode study plan` needs none; relative paths are below "
-        raise ConfigError(what, path.name, next(fixes, f"{fix}{Path.cwd()}"))
+        raise ConfigError(message, path.name, next(fixes, f"{fix}{Path.cwd()}"))
     return tree
 
 
@@ -142,8 +142,8 @@ def check_choices(tree: Tree, choices: Choices) -> None:
 def _misfits(config: RunConfig, ranks: int) -> list[Problem]:
     size = config.parallel.model_size
     if ranks % size:
-        what = f"{ranks} ranks are not divisible by tensor x pipeline x context parallel = {size}"
-        return [Problem(what, "--nproc", f"give a multiple of {size}, or leave it out")]
+        message = f"{ranks} ranks are not divisible by tensor x pipeline x context parallel = {size}"
+        return [Problem(message, "--nproc", f"give a multiple of {size}, or leave it out")]
     return uneven_batches(config, ranks)
 
 
@@ -172,20 +172,22 @@ class Work:
 
     def jobs(self, choices: Choices) -> list[StudyJob]:
         """Return the jobs that are left, the most urgent first."""
-        held = self.held(choices.retry)
-        runs = [run for run in self.runs if run.name not in held]
-        ends = self.ends(choices.only, {node.id for run in self.runs if run.name in held for node in run.nodes})
+        held_runs = self.held(choices.retry)
+        runs = [run for run in self.runs if run.name not in held_runs]
+        ends = self.ends(choices.only, {node.id for run in self.runs if run.name in held_runs for node in run.nodes})
         return jobs_of(runs, ends if choices.scores else {}, self.board, self.place, choices.nproc, choices.allow_code)
 
-    def ends(self, only: Collection[str], held: Collection[str] = ()) -> dict[str, Path]:
+    def ends(self, only: Collection[str], held_nodes: Collection[str] = ()) -> dict[str, Path]:
         """Return the checkpoints at the ends of arms by node, those included that are still to be made.
 
         Args:
             only: names of arms; empty: all.
-            held: nodes that are not to be made.
+            held_nodes: nodes that are not to be made.
         """
-        planned = {node.id: run.checkpoint(node) for run in self.runs for node in run.nodes if node.id not in held}
-        known = planned | {state: found.path for state, found in self.disk.states.items()}
+        planned = {
+            node.id: run.checkpoint(node) for run in self.runs for node in run.nodes if node.id not in held_nodes
+        }
+        known = planned | {state: on_disk.path for state, on_disk in self.disk.states.items()}
         chosen = chosen_nodes(self.tree, only)
         return {end: known[end] for end in self.board.of if end in chosen and end in known}
 
@@ -243,9 +245,9 @@ class _StudyLock:
         try:
             self._lock.acquire()
         except LaunchError as error:
-            what = f"this study is being run by {read(self._place.lock) or 'another process'}"
+            message = f"this study is being run by {read(self._place.lock) or 'another process'}"
             fix = f"wait until it ends; `touch {self._place.stop_request}` makes it save and stop"
-            raise LaunchError(what, str(self._place.lock), fix) from error
+            raise LaunchError(message, str(self._place.lock), fix) from error
         remove(self._place.stop_request)
         return self
 
@@ -273,11 +275,11 @@ def _report(console: Console, results: JobResults, work: Work, choices: Choices,
     def say(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    held = {name: state for name, state in work.held(False).items() if name not in results.done}
+    held_runs = {name: state for name, state in work.held(False).items() if name not in results.done}
     for name, error in results.failed.items():
         say(f"failed: {name}: {error}")
         say(f"    log: {work.place.log(name)}")
-    for name, state in held.items():
+    for name, state in held_runs.items():
         if name not in results.failed:
             say(f"not tried again: {name}: {state.state} {state.cause}".rstrip())
     for name, lacking in results.missing.items():
@@ -295,7 +297,7 @@ def _report(console: Console, results: JobResults, work: Work, choices: Choices,
         say(f"not scored again: {name}: {why}, and its checkpoint was deleted; --retrain-stale trains it again")
     name = shlex.quote(str(path))
     # What was not even tried is no success: scripts go by the code.
-    code = results.exit_code or (1 if held or lost else 0)
+    code = results.exit_code or (1 if held_runs or lost else 0)
     if code == EXIT_RESUMABLE:
         say(f"stopped; the same command resumes: megacode study run {name}")
     elif code:

@@ -88,7 +88,7 @@ def chosen_nodes(tree: Tree, arms: Collection[str] = ()) -> set[str]:
     return {state for path in paths for state in path}
 
 
-def needed_nodes(tree: Tree, disk: Disk, chosen: Collection[str], done: Collection[str] = ()) -> set[str]:
+def needed_nodes(tree: Tree, disk: Disk, chosen: Collection[str], scored_ends: Collection[str] = ()) -> set[str]:
     """Return the ids of the nodes that must be trained.
 
     A node that is missing is needed if an arm ends there, or if a needed node starts from it. So a trunk whose
@@ -98,7 +98,7 @@ def needed_nodes(tree: Tree, disk: Disk, chosen: Collection[str], done: Collecti
         tree: of the study.
         disk: what exists.
         chosen: the nodes that count.
-        done: ends of arms that have all scores; their checkpoints may have been deleted.
+        scored_ends: ends of arms that have all scores; their checkpoints may have been deleted.
     """
     ends = {path[-1] for path in tree.paths.values()}
     needed: set[str] = set()
@@ -107,22 +107,24 @@ def needed_nodes(tree: Tree, disk: Disk, chosen: Collection[str], done: Collecti
         if node.id not in chosen or node.id in disk.states:
             continue
         # Scores stay valid without their checkpoint, so a scored end is not trained for itself.
-        wanted = node.id in ends and node.id not in done
+        wanted = node.id in ends and node.id not in scored_ends
         if wanted or any(child.id in needed and disk.inside(child) is None for child in node.children):
             needed.add(node.id)
     return needed
 
 
-def needed_runs(tree: Tree, disk: Disk, arms: Collection[str] = (), done: Collection[str] = ()) -> list[StudyRun]:
+def needed_runs(
+    tree: Tree, disk: Disk, arms: Collection[str] = (), scored_ends: Collection[str] = ()
+) -> list[StudyRun]:
     """Return the runs that a study still needs, those that others start from first.
 
     Args:
         tree: of the study.
         disk: what exists.
         arms: the arms that count; empty: all.
-        done: see `needed_nodes`.
+        scored_ends: see `needed_nodes`.
     """
-    return list(_Planner(tree, disk, needed_nodes(tree, disk, chosen_nodes(tree, arms), done)).runs())
+    return list(_Planner(tree, disk, needed_nodes(tree, disk, chosen_nodes(tree, arms), scored_ends)).runs())
 
 
 class _Planner:
@@ -130,7 +132,7 @@ class _Planner:
         self.tree, self.disk, self.needed = tree, disk, needed
         self.directory = StudyDir(tree.grid.study.directory)
         # By node: the checkpoint at its end, trained or planned.
-        self.ends = {state: found.path for state, found in disk.states.items() if state in tree.nodes}
+        self.ends = {state: on_disk.path for state, on_disk in disk.states.items() if state in tree.nodes}
         # Directories given away in this plan: two runs in one would resume each other.
         self.taken: set[Path] = set()
 
@@ -189,9 +191,9 @@ class _Planner:
 
     def _part(self, node: TreeNode, part: MergedPart) -> Path:
         """Return the checkpoint of a part: where it lies, or where the run of its stretch saves it."""
-        found = self.disk.states.get(part.id)
-        if found is not None:
-            return found.path
+        part_state = self.disk.states.get(part.id)
+        if part_state is not None:
+            return part_state.path
         path = [self.tree.nodes[state] for state in self.tree.paths[node.cell.name, node.cell.seed]]
         clock = node.cell.plan.batches.clock_after(part.iteration)
         # From the end, since an arm that this one starts from has clocks of its own. A missing checkpoint of a stretch
@@ -210,12 +212,12 @@ class _Planner:
 
     def _unfinished(self, node: TreeNode) -> DiskRun | None:
         """Return the run directory that continues a node: a live one, or else the one that is furthest."""
-        found = [
+        candidates = [
             run
             for run in self.disk.runs
             if run.run.path not in self.taken and run.is_at(node) and run.leads_through(node)
         ]
-        best = max(found, key=lambda run: (run.alive, run.place), default=None)
+        best = max(candidates, key=lambda run: (run.alive, run.place), default=None)
         if best is not None:
             self.taken.add(best.run.path)
         return best
@@ -229,10 +231,10 @@ class _Planner:
         if node.parent is not None:
             waits = node.parent if node.parent in self.needed else None
             return self.ends[node.parent], "all" if node.resumes else "weights", waits
-        given = self.tree.grid.study.arms[node.cell.original].init
-        if given is None or given.from_ is None:
+        init = self.tree.grid.study.arms[node.cell.original].init
+        if init is None or init.from_ is None:
             return None, "weights", None
-        return Path(given.from_).absolute(), "weights", None
+        return Path(init.from_).absolute(), "weights", None
 
 
 def _numbered(name: str, number: int) -> str:

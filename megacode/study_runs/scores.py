@@ -89,12 +89,12 @@ class ScoreBoard:
         lost = {} if again else self.lost()
         return {
             end for end, scores in self.of.items()
-            if scores and (end in lost or all(one.presence == "there" for one in scores))
+            if scores and (end in lost or all(score.presence == "there" for score in scores))
         }  # fmt: skip
 
     def lost(self) -> dict[str, str]:
         """Return the ends of arms that cannot be scored again, as their checkpoint was deleted, and what is wrong."""
-        outdated = ((end, one) for end, scores in self.of.items() for one in scores if one.presence == "outdated")
+        outdated = ((end, score) for end, scores in self.of.items() for score in scores if score.presence == "outdated")
         return {end: f"{one.suite} is {one.why}" for end, one in outdated if end not in self._disk.states}
 
     def score(self, suite: str, node: TreeNode, checkpoint: Path) -> Score:
@@ -104,9 +104,9 @@ class ScoreBoard:
         return self._score(suite, node, run, checkpoint)
 
     def _of_node(self, suite: str, node: TreeNode) -> Score:
-        found = self._disk.states.get(node.id)
-        if found is not None:
-            return self.score(suite, node, found.path)
+        state = self._disk.states.get(node.id)
+        if state is not None:
+            return self.score(suite, node, state.path)
         # The checkpoint may have been deleted; then its run's config says what was scored.
         run = next((one.run for one in self._disk.runs if one.leads_through(node)), None)
         return self._score(suite, node, run, None) if run is not None else Score(suite, node.id, None, None, "missing")

@@ -123,8 +123,8 @@ def locked(place: StudyDir) -> Iterator[RunLock]:
             break
         except LaunchError:
             if time.monotonic() > deadline:
-                what = f"this study is being run by {read(place.lock) or 'another process'}"
-                raise LaunchError(what, str(place.lock), "wait until it ends") from None
+                message = f"this study is being run by {read(place.lock) or 'another process'}"
+                raise LaunchError(message, str(place.lock), "wait until it ends") from None
             time.sleep(_PAUSE_SECONDS)
     try:
         yield lock
@@ -158,6 +158,6 @@ def site_variable(site: Path | None, name: str, environment: Mapping[str, str]) 
     script = 'set -ea; source "$0" > /dev/null; printf %s "${!1}"'
     done = subprocess.run(["bash", "-c", script, str(site), name], capture_output=True, text=True, check=False)
     if done.returncode:
-        what = f"bash cannot read it: {' '.join(done.stderr.split()) or done.returncode}"
-        raise LaunchError(what, str(site), "correct the site file")
+        message = f"bash cannot read it: {' '.join(done.stderr.split()) or done.returncode}"
+        raise LaunchError(message, str(site), "correct the site file")
     return done.stdout

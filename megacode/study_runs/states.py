@@ -133,20 +133,20 @@ def run_states(
 def _run_state(
     run: StudyRun, place: StudyDir, attempt: Json | None, waits: RunState | None, job: str | None, provisional: bool
 ) -> RunState:
-    line, done = progress(run.run), _samples(run)
+    line, samples = progress(run.run), _samples(run)
     if run.run.lock.exists() and lock.owner(run.run) is not None:
-        return RunState(run, "running", "", max(done, _in_chain(run, line)), None, line)
+        return RunState(run, "running", "", max(samples, _in_chain(run, line)), None, line)
     if job is not None:
-        return RunState(run, "queued", job, done, None, line)
+        return RunState(run, "queued", job, samples, None, line)
     if waits is not None:
         # Whoever waits for a run that waits for a failed one waits for the failed one.
         stuck = f"failed {waits.run.name}" if waits.state in _STUCK else waits.cause if waits.state == "waiting" else ""
-        return RunState(run, "waiting", stuck if stuck.startswith("failed ") else waits.run.name, done)
+        return RunState(run, "waiting", stuck if stuck.startswith("failed ") else waits.run.name, samples)
     ended = outcome(run.run, attempt, run.config)
     if ended is None or ended.state == "finished":
         # Finished under an earlier config; the present one asks for more.
-        return RunState(run, "planned" if provisional else "ready", "", done, None, line)
-    return RunState(run, ended.state, ended.cause, done, ended, line)
+        return RunState(run, "planned" if provisional else "ready", "", samples, None, line)
+    return RunState(run, ended.state, ended.cause, samples, ended, line)
 
 
 def _samples(run: StudyRun) -> int:
@@ -197,25 +197,25 @@ def _arm_state(
     path = tree.paths[cell.name, cell.seed]
     end, scores = path[-1], tuple(board.of[path[-1]])
     tokens = sum(tree.nodes[state].tokens for state in path)
-    found = disk.states.get(end)
+    end_state = disk.states.get(end)
     # In the order of the path: the first one is what the arm waits for.
     missing = [makers[state] for state in path if state in makers]
     state: ArmWord
-    if found is not None or end not in makers:
+    if end_state is not None or end not in makers:
         state, cause = _scored(scores, *tries)
         flags = dents([disk.states[one].path for one in path if one in disk.states], cell)
-        deleted = () if found is not None else ("deleted",)
+        deleted = () if end_state is not None else ("deleted",)
         # Without a checkpoint and without a process that could make one: somebody trains it with `--only`.
         where = (
-            found.path.parents[1]
-            if found is not None
+            end_state.path.parents[1]
+            if end_state is not None
             else scores[0].path.parents[1]
             if scores and scores[0].path
             else None
         )
         return ArmState(
             cell.name, cell.seed, state, cause, (*flags, *deleted), tokens, tokens, where,
-            found.path if found is not None else None, scores,
+            end_state.path if end_state is not None else None, scores,
         )  # fmt: skip
     first, last = missing[0], makers[end]
     state, cause = first.state, first.cause
@@ -224,23 +224,23 @@ def _arm_state(
         stuck = state in _STUCK
         state, cause = "waiting", f"failed {first.run.name}" if stuck else first.run.name
     left = sum(tree.nodes[one].tokens for one in path if one in makers)
-    done = sum(one.tokens for one in {one.run.name: one for one in missing}.values())
+    tokens_read = sum(one.tokens for one in {one.run.name: one for one in missing}.values())
     return ArmState(
-        cell.name, cell.seed, state, cause, (), tokens, max(0, min(tokens, tokens - left + done)),
+        cell.name, cell.seed, state, cause, (), tokens, max(0, min(tokens, tokens - left + tokens_read)),
         last.run.run.path, None, scores,
     )  # fmt: skip
 
 
 def _scored(scores: Sequence[Score], attempts: Mapping[str, Json], jobs: Mapping[str, str]) -> tuple[ArmWord, str]:
-    there = sum(score.presence == "there" for score in scores)
-    if there == len(scores):
+    present = sum(score.presence == "there" for score in scores)
+    if present == len(scores):
         return ("done" if scores else "trained"), ""
     for score in scores:
         failure = attempts.get(score.name)
         if score.presence != "there" and failure is not None and int(failure["code"]) not in (0, 75):
             return "failed", f"{score.suite}: {failure.get('error') or 'exit code ' + str(failure['code'])}"
-    if there or any(_being_scored(score) or score.name in jobs for score in scores):
-        return "scoring", f"{there} of {len(scores)}"
+    if present or any(_being_scored(score) or score.name in jobs for score in scores):
+        return "scoring", f"{present} of {len(scores)}"
     outdated = next((score for score in scores if score.presence == "outdated"), None)
     return "trained", f"{outdated.suite} is {outdated.why}" if outdated is not None else ""
 

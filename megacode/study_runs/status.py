@@ -41,7 +41,7 @@ def study_status(path: Path, jobs_of: Callable[[StudyDir], Mapping[str, str]] = 
     jobs = jobs_of(place)
     disk = Disk(place.path)
     board = ScoreBoard(tree, disk)
-    runs = run_states(needed_runs(tree, disk, done=board.done()), place, jobs, bool(tree.grid.provisional))
+    runs = run_states(needed_runs(tree, disk, scored_ends=board.done()), place, jobs, bool(tree.grid.provisional))
     arms = arm_states(tree, disk, board, runs, jobs)
     owner = lock.owner(place.as_run)
     former = former_arms(tree, disk, place)

@@ -47,11 +47,11 @@ def render_submitted(entries: Sequence[JobFate], study: Path, console: Console) 
                 + (f"; {after} more start{'s' if after == 1 else ''} from it" if after else "")
             )
     new = sum(entry.fate == "submitted" for entry in entries)
-    there = len(jobs) - new
+    queued = len(jobs) - new
     if not entries:
         say(f"all runs and scores are there: megacode study status {shlex.quote(str(study))}")
         return
-    say(f"\n{counted(new, 'job')} submitted" + (f", {there} in the queue before" if there else ""))
+    say(f"\n{counted(new, 'job')} submitted" + (f", {queued} in the queue before" if queued else ""))
     say(f"next: megacode study status {shlex.quote(str(study))}")
 
 

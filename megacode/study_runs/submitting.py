@@ -109,12 +109,12 @@ def submit_study(
     check_choices(tree, replace(choices, scores=False, nproc=None))
     place = StudyDir(tree.grid.study.directory)
     chains = settings({"CONTINUITY": site_variable(how.site, "CONTINUITY", environment)}).way == "chain"
-    with locked(place) as held:
+    with locked(place) as run_lock:
         work = prepare(tree, place, choices, path.name, make_items)
         # Before the first job: half a study in the queue is worse than none.
         _refuse_misfits(work, how.request.nodes * how.request.ranks_per_node)
         # After the disk was read: a job that ends in between has made what the submitter looks for once more.
-        return list(_Submitter(work, choices, how, queued_jobs(place), chains, held).entries())
+        return list(_Submitter(work, choices, how, queued_jobs(place), chains, run_lock).entries())
 
 
 def _refuse_words(flags: Sequence[str]) -> None:
@@ -130,9 +130,9 @@ def _refuse_misfits(work: Work, ranks: int) -> None:
     for run in work.runs:
         size = run.config.parallel.model_size
         if ranks % size:
-            what = f"{ranks} ranks are not divisible by tensor x pipeline x context parallel = {size}"
+            message = f"{ranks} ranks are not divisible by tensor x pipeline x context parallel = {size}"
             fix = "change --nodes and --ranks-per-node; --only submits some arms, others may follow with other numbers"
-            problems.append(Problem(what, f"run {run.name}", fix))
+            problems.append(Problem(message, f"run {run.name}", fix))
         else:
             problems += uneven_batches(run.config, ranks)
     if problems:
@@ -147,7 +147,7 @@ class _Submitter:
         how: Submission,
         queued: Mapping[str, slurm.Queued],
         chains: bool,
-        held: RunLock,
+        run_lock: RunLock,
     ) -> None:
         self.work, self.choices, self.how, self.queued, self.chains, self.lock = (
             work,
@@ -155,7 +155,7 @@ class _Submitter:
             how,
             queued,
             chains,
-            held,
+            run_lock,
         )
         self.place = work.place
         # By checkpoint: the entry of the run that makes it.

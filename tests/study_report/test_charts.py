@@ -112,7 +112,7 @@ def test_error_crosses_arrows_and_the_frontier():
         ScatterPoint("right", 3, 2, 2.5, 3.5, 1.8, 2.2, after=0),
         ScatterPoint("top", 2, 3, 1.5, 2.5, 2.8, 3.2),
         ScatterPoint("beaten", 1.5, 1.5),
-        ScatterPoint("the paper's", 2, 2, paper=True, said="the paper"),
+        ScatterPoint("the paper's", 2, 2, paper=True, tooltip="the paper"),
     ]
     figure = scatter("p", "code against language", points, ScatterAxes("language", "code"), "")
     drawn = wide(figure)

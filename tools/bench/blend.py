@@ -91,11 +91,11 @@ def largest_deviation(order: Order, total: int, shares: list[float]) -> float:
     counts = np.zeros(len(shares))
     worst = 0.0
     for first, last in blocks(total, 1 << 20):
-        sources, done = order(first, last), np.arange(first + 1, last + 1)
+        sources, drawn = order(first, last), np.arange(first + 1, last + 1)
         for k, share in enumerate(shares):
-            given = counts[k] + np.cumsum(sources == k)
-            worst = max(worst, float(np.abs(given - done * share).max()))
-            counts[k] = given[-1]
+            running = counts[k] + np.cumsum(sources == k)
+            worst = max(worst, float(np.abs(running - drawn * share).max()))
+            counts[k] = running[-1]
     return worst
 
 
@@ -108,7 +108,7 @@ def bench_megacode(samples: int, draws: int, deviations: bool) -> dict[str, Any]
     # Counts Python's and numpy's memory, and slows both: the time is taken in other calls.
     tracemalloc.start()
     schedule = build_schedule(config, sizes)
-    held = tracemalloc.get_traced_memory()[0]
+    peak = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     tree = schedule.phases[0].tree
     positions = {name: k for k, name in enumerate(WEIGHTS)}
@@ -116,7 +116,7 @@ def bench_megacode(samples: int, draws: int, deviations: bool) -> dict[str, Any]
     renumber = np.array([positions[name] for name in tree.names])
     result = {
         "build_seconds": best_of(5, lambda: build_schedule(config, sizes)),
-        "bytes": held,
+        "bytes": peak,
         "order_seconds_a_sample": _read(draws, lambda first, last: tree.many(np.arange(first, last))),
         "draw_seconds_a_sample": _read(draws, lambda first, last: schedule.draws(np.arange(first, last))),
         "one_draw_seconds": _one_draw(schedule),

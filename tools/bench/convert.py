@@ -116,9 +116,9 @@ def _measure(work: Callable[..., None], *arguments: Any) -> Figures:
 
 
 def _peak_memory() -> int:
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found
-    return int(found[1]) * 1024
+    match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match
+    return int(match[1]) * 1024
 
 
 def claim_of(checkpoint: Path, dtype: str) -> Claim:
@@ -168,9 +168,9 @@ def show(figures: Figures) -> None:
     size = f"{format_count(figures['parameters'])} parameters, {format_bytes(4 * figures['parameters'])} in fp32"
     typer.echo(f"{figures['preset']}: {size}, {format_bytes(figures['export_bytes'])} exported as {figures['dtype']}")
     for stage in ("write", "proof"):
-        found = figures[stage]
-        held = f"at most {format_bytes(found['peak_bytes'])} ({format_bytes(found['before_bytes'])} of it at the start)"
-        typer.echo(f"{stage:6} {held}, {format_seconds(found['seconds'])}")
+        row = figures[stage]
+        memory = f"at most {format_bytes(row['peak_bytes'])} ({format_bytes(row['before_bytes'])} of it at the start)"
+        typer.echo(f"{stage:6} {memory}, {format_seconds(row['seconds'])}")
 
 
 if __name__ == "__main__":

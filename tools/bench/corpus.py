@@ -156,7 +156,7 @@ def notebooks_of(documents: Sequence[Document]) -> list[str]:
 
     A plot is 12 KB of base64; plots are most of the bytes, as in notebooks that people publish.
     """
-    chance, made = random.Random(0), []
+    chance, notebooks = random.Random(0), []
     for document in documents:
         blocks, cells = document.text.split("\n\n"), []
         for first in range(0, len(blocks), 4):
@@ -169,8 +169,8 @@ def notebooks_of(documents: Sequence[Document]) -> list[str]:
             cells.append({**code, "source": text.splitlines(True)})
             cells.append({"cell_type": "markdown", "metadata": {}, "source": ["".join(blocks[first + 3 : first + 4])]})
         metadata = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
-        made.append(json.dumps({"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 4}))
-    return made
+        notebooks.append(json.dumps({"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 4}))
+    return notebooks
 
 
 def measure_notebooks(megabytes: float, peers: Path | None) -> None:
@@ -305,11 +305,11 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, help="an interpreter that has datatrove")
     parser.add_argument("--part", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.child:
-        return stackexchange_child(given.child)
-    for name in given.part:
-        PARTS[name](given.mb, given.peers)
+    args = parser.parse_args()
+    if args.child:
+        return stackexchange_child(args.child)
+    for name in args.part:
+        PARTS[name](args.mb, args.peers)
     return None
 
 

@@ -130,9 +130,11 @@ def reduce(arguments: argparse.Namespace) -> None:
         # Fifty texts stand for all: texts are asked for only where pairs are compared.
         texts = [" ".join(f"w{rng.randrange(1000)}" for _ in range(500)) for _ in range(50)]
         before, began = peak_mb(), time.process_time()
-        found = find_duplicates(parts, lambda numbers: [texts[one % 50] for one in numbers], Path(name) / "scratch")
+        duplicates = find_duplicates(
+            parts, lambda numbers: [texts[number % 50] for number in numbers], Path(name) / "scratch"
+        )
         cost = (time.process_time() - began) / (count * per)
-    print(f"documents {count * per:,}, dropped {len(found.dropped):,}, pairs compared {found.compared}")
+    print(f"documents {count * per:,}, dropped {len(duplicates.dropped):,}, pairs compared {duplicates.compared}")
     print(f"CPU time {cost * 1e6:.1f} us a document; memory {before:.0f} MB before, {peak_mb():.0f} MB at its peak")
 
 
@@ -186,7 +188,7 @@ def duplicates_of(texts: Sequence[str], out: Path) -> Duplicates:
     writer.close()
     order = np.ones(len(texts), np.uint16), np.arange(len(texts), dtype=np.uint64)
     part = SignedShard(out / "signatures", lambda: order)
-    return find_duplicates([part], lambda numbers: [texts[one] for one in numbers], out / "scratch")
+    return find_duplicates([part], lambda numbers: [texts[number] for number in numbers], out / "scratch")
 
 
 def recall(arguments: argparse.Namespace) -> None:
@@ -195,34 +197,34 @@ def recall(arguments: argparse.Namespace) -> None:
     texts = [text for text in texts if len(word_spans(text)) >= 60]
     origins = rng.sample(range(len(texts)), min(len(texts), 3000))
     # J is then about 0.36 to 0.95, on both sides of the threshold.
-    copies = [changed(texts[one], rng.uniform(0.005, 0.12), rng) for one in origins]
+    copies = [changed(texts[origin], rng.uniform(0.005, 0.12), rng) for origin in origins]
     everything = [*texts, *copies]
     pairs = np.array([origins, range(len(texts), len(everything))])
     # By true similarity: a copy of a short file may be less alike than was planned.
     truth = exact_similarities(everything, pairs, 5)
     with tempfile.TemporaryDirectory() as name:
-        found = duplicates_of(everything, Path(name))
+        duplicates = duplicates_of(everything, Path(name))
     # One cluster is enough, also by way of a third document.
-    together = found.root[pairs[0]] == found.root[pairs[1]]
+    together = duplicates.root[pairs[0]] == duplicates.root[pairs[1]]
     for low, high in ((0.5, 0.6), (0.6, 0.65), (0.65, 0.7), (0.7, 0.75), (0.75, 0.8), (0.8, 0.9), (0.9, 1.01)):
         mine = (truth >= low) & (truth < high)
         print(f"J {low:.2f} to {min(high, 1):.2f}: {int(mine.sum()):5d} pairs, found {together[mine].mean():.3f}")
     print(f"J 0.80 and more: {together[truth >= 0.8].mean():.4f}; 0.70 to 0.75: ", end="")
     print(f"{together[(truth >= 0.7) & (truth < 0.75)].mean():.4f}")
-    print(f"dropped {len(found.dropped)} of {len(everything)}; precision {precision(found, everything):.4f}")
+    print(f"dropped {len(duplicates.dropped)} of {len(everything)}; precision {precision(duplicates, everything):.4f}")
 
 
-def precision(found: Duplicates, texts: Sequence[str]) -> float:
+def precision(duplicates: Duplicates, texts: Sequence[str]) -> float:
     """Return the share of near-duplicates that have a document with J >= 0.65 in their cluster."""
     clusters: dict[int, list[int]] = {}
-    for number, root in enumerate(found.root.tolist()):
+    for number, root in enumerate(duplicates.root.tolist()):
         clusters.setdefault(root, []).append(number)
     right = total = 0
     # 3: near-duplicates. Exact ones need no proof.
-    for number in np.flatnonzero(found.why == 3).tolist():
+    for number in np.flatnonzero(duplicates.why == 3).tolist():
         # The work grows with the square of a cluster's size.
-        others = [one for one in clusters[found.root[number]] if one != number]
-        some = [texts[number], *(texts[one] for one in others)]
+        others = [one for one in clusters[duplicates.root[number]] if one != number]
+        some = [texts[number], *(texts[other] for other in others)]
         pairs = np.array([[0] * len(others), range(1, len(some))])
         right += bool((exact_similarities(some, pairs, 5) >= 0.65).any())
         total += 1
@@ -264,10 +266,10 @@ def benchmarks(arguments: argparse.Namespace) -> None:
         writer.close()
         detector: Detector = detector_of([Path(name)], index, [np.ones(len(texts), bool)])
         hits = detector.hits(read_matches(Path(name), index)[0])
-    found = {(hit.item, hit.document) for hit in hits if hit.task == "planted"}
+    found_pairs = {(hit.item, hit.document) for hit in hits if hit.task == "planted"}
     wrong = [hit for hit in hits if hit.task == "common"]
-    right = sum((number, place) in found for number, place in enumerate(places))
-    print(f"planted items found {right} of 300, in other documents {len(found) - right}")
+    right = sum((number, place) in found_pairs for number, place in enumerate(places))
+    print(f"planted items found {right} of 300, in other documents {len(found_pairs) - right}")
     print(f"items made of common passages {len(common)}, hits {len(wrong)}")
 
 
@@ -283,15 +285,15 @@ def common_passages(texts: Sequence[str], rng: random.Random) -> list[Item]:
                 counts[gram] = counts.get(gram, 0) + 1
     least = max(5, 0.005 * len(texts))
     wanted = {gram for gram, count in counts.items() if count >= least}
-    found: dict[int, Item] = {}
+    items: dict[int, Item] = {}
     for text in texts:
         grams = hash_words(encoded([text])).ngrams(40)
         spans = word_spans(text)
         # Every 20th place: neighbours are the same passage, moved by a word.
-        for place in np.flatnonzero(np.isin(grams, np.array(list(wanted - found.keys()), np.uint64))).tolist()[::20]:
+        for place in np.flatnonzero(np.isin(grams, np.array(list(wanted - items.keys()), np.uint64))).tolist()[::20]:
             passage = text[spans[place][0] : spans[place + 39][1]]
-            found.setdefault(int(grams[place]), Item("common", len(found), passage))
-    return rng.sample(list(found.values()), min(300, len(found)))
+            items.setdefault(int(grams[place]), Item("common", len(items), passage))
+    return rng.sample(list(items.values()), min(300, len(items)))
 
 
 def main() -> None:

@@ -42,9 +42,9 @@ def run(contender: str, layout: str, iterations: int) -> list[dict[str, Any]]:
         )
         for rank in range(RANKS)
     ]
-    found = [rank.communicate()[0] for rank in ranks]
+    outputs = [rank.communicate()[0] for rank in ranks]
     assert all(rank.returncode == 0 for rank in ranks), contender
-    return [json.loads(text.splitlines()[-1]) for text in found]
+    return [json.loads(text.splitlines()[-1]) for text in outputs]
 
 
 def child(contender: str, layout: str, iterations: int) -> None:
@@ -69,8 +69,8 @@ def child(contender: str, layout: str, iterations: int) -> None:
     # The other rank must stay until this one has rested its second too.
     groups.barrier()
     seconds, cpu = zip(*steps, strict=True)
-    found = {"seconds": seconds, "cpu": cpu, "threads": len(os.listdir("/proc/self/task")), "wakes": idle}
-    print(json.dumps(found), flush=True)
+    figures = {"seconds": seconds, "cpu": cpu, "threads": len(os.listdir("/proc/self/task")), "wakes": idle}
+    print(json.dumps(figures), flush=True)
     # Taking the groups down is not measured, and could wait for the other rank.
     os._exit(0)
 
@@ -128,13 +128,13 @@ def main(
             for name in CONTENDERS if index % 2 == 0 else reversed(CONTENDERS):
                 # Rank 0 speaks for both, since they meet in every iteration.
                 turns[name].append(run(name, layout, iterations)[0])
-        document[layout] = {name: _summary(found) for name, found in turns.items()}
+        document[layout] = {name: _summary(figures) for name, figures in turns.items()}
         for name, row in document[layout].items():
             # Take quiet cores: dp2 is at 1.02 there, and was at 0.5 to 0.7 under heavy load.
             ratio = row["tokens_per_second"] / document[layout]["torch"]["tokens_per_second"]
             shown = f"{row['tokens_per_second']:7,.0f} tokens/s  x{ratio:.2f}"
-            held = f"{row['threads']:3d} threads, {row['wakes']:5,d} wakes/s"
-            typer.echo(f"{layout}  {name:<6}  {shown}  {1e3 * row['cpu']:5.0f} ms of CPU time, {held}")
+            load = f"{row['threads']:3d} threads, {row['wakes']:5,d} wakes/s"
+            typer.echo(f"{layout}  {name:<6}  {shown}  {1e3 * row['cpu']:5.0f} ms of CPU time, {load}")
     if out:
         out.write_text(json.dumps(document, indent=2) + "\n")
 

@@ -76,10 +76,10 @@ class Run:
         return 0
 
     @property
-    def said(self) -> int:
+    def last_iteration(self) -> int:
         """The last iteration in its log, which lies on a disk with room."""
-        found = re.findall(r" iteration (\d+)/", self.log.read_text(errors="replace")[-16384:])
-        return int(found[-1]) if found else 0
+        iterations = re.findall(r" iteration (\d+)/", self.log.read_text(errors="replace")[-16384:])
+        return int(iterations[-1]) if iterations else 0
 
     @property
     def ranks(self) -> list[int]:
@@ -129,10 +129,10 @@ class Run:
         if code not in expected:
             raise self.broken(f"it ended with {code}, not with {' or '.join(map(str, expected))}")
 
-    def broken(self, what: str) -> BrokenRunError:
+    def broken(self, message: str) -> BrokenRunError:
         """Return an error with the last of what the run said."""
-        said = self.log.read_text(errors="replace").splitlines()[-25:] if self.log.exists() else []
-        return BrokenRunError("\n    ".join([what, *said]))
+        last_lines = self.log.read_text(errors="replace").splitlines()[-25:] if self.log.exists() else []
+        return BrokenRunError("\n    ".join([message, *last_lines]))
 
     def kill(self) -> None:
         """Kill every process of it at once."""
@@ -223,8 +223,8 @@ def fill_disk(run: Run, chance: random.Random) -> None:
                 while file.write(b"\0" * size):
                     pass
     # By the log, which is on another disk: metrics.jsonl cannot grow now.
-    until, aim = time.monotonic() + FULL, run.said + 2 * SAVE_EVERY
-    while time.monotonic() < until and run.said < aim and run.process.poll() is None:
+    until, aim = time.monotonic() + FULL, run.last_iteration + 2 * SAVE_EVERY
+    while time.monotonic() < until and run.last_iteration < aim and run.process.poll() is None:
         time.sleep(0.01)
     run.full.unlink()
 

@@ -35,13 +35,13 @@ class Row:
 
 def summary(rows: list[Row], kinds: list[str]) -> list[dict[str, Any]]:
     """Return what the faults of each kind cost: iterations done again, seconds until the run was beyond its place."""
-    found = []
+    rows_by_kind = []
     # In the order of the tool's list, so that tables of two campaigns can be compared row by row.
     for kind in [kind for kind in kinds if any(row.kind == kind for row in rows)]:
         mine = [row for row in rows if row.kind == kind]
         # A run that never got beyond the fault has no recovery time. As 0 it would look like the fastest.
         seconds = [row.seconds for row in mine if row.seconds is not None]
-        found.append(
+        rows_by_kind.append(
             {
                 "kind": kind,
                 "faults": len(mine),
@@ -51,7 +51,7 @@ def summary(rows: list[Row], kinds: list[str]) -> list[dict[str, Any]]:
                 "seconds_max": max(seconds, default=None),
             }
         )
-    return found
+    return rows_by_kind
 
 
 def render(document: dict[str, Any], console: Console) -> None:
@@ -69,8 +69,8 @@ def render(document: dict[str, Any], console: Console) -> None:
         how = "in the background" if run["async"] else "before training goes on"
         # The verdict is the result. Seconds are noisy: `terminate` took 10 s in one campaign, 47 s in another.
         verdict = "[red]DIFFERS[/red]" if run["problems"] else "equal to the undisturbed run, bit for bit"
-        said = f"{run['faults']} faults, {run['starts']} starts, {run['iterations']} iterations"
-        console.print(f"{run['ranks']} ranks, saving {how}: {said}: {verdict}")
+        counts = f"{run['faults']} faults, {run['starts']} starts, {run['iterations']} iterations"
+        console.print(f"{run['ranks']} ranks, saving {how}: {counts}: {verdict}")
         for problem in run["problems"][:20]:
             # Problems quote logs, and rich would read square brackets in them as styles.
             console.print(f"  {problem}", markup=False, highlight=False)

@@ -140,24 +140,24 @@ def _job(run: Run, environment: dict[str, str], arguments: list[str], expected: 
 
 def prune_fails(run: Run, chance: random.Random) -> None:
     """Keep a file of the oldest checkpoint from being removed while the run prunes, as an open file on NFS does."""
-    held = run.files.checkpoint(run.files.iterations()[0]) / "held"
+    mount = run.files.checkpoint(run.files.iterations()[0]) / "held"
     # Nobody can remove a mount point, not even root, as nobody can remove what NFS holds open.
-    held.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(held)], check=True)
+    mount.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(mount)], check=True)
     told, failed = _count(run, '"prune_failed"'), _count(run, '"save_failed"')  # a full disk had failed before
     try:
         run.start("checkpoint.keep_last=1")
         _wait(run, lambda: _count(run, '"prune_failed"') > told)
         run.kill()
     finally:
-        subprocess.run(["umount", str(held)], check=True)
-        shutil.rmtree(held.parent)  # half removed, as the run had begun to
+        subprocess.run(["umount", str(mount)], check=True)
+        shutil.rmtree(mount.parent)  # half removed, as the run had begun to
     if _count(run, '"save_failed"') > failed:
         raise run.broken("a clean-up that failed was taken for a failed save")
 
 
-def _count(run: Run, what: str) -> int:
-    return run.files.events.read_text().count(what)
+def _count(run: Run, event: str) -> int:
+    return run.files.events.read_text().count(event)
 
 
 def _wait(run: Run, condition: Callable[[], bool]) -> None:
@@ -194,8 +194,8 @@ def _refused(run: Run, command: Callable[[int], list[str]], setting: str) -> Non
         finally:
             for rank in ranks:
                 rank.kill()
-    said = run.log.read_bytes()[before:].decode(errors="replace")
-    if codes != [2] * run.nproc or setting not in said:
+    output = run.log.read_bytes()[before:].decode(errors="replace")
+    if codes != [2] * run.nproc or setting not in output:
         raise run.broken(f"ranks that disagree on {setting} ended with {codes}")
 
 

@@ -36,9 +36,9 @@ LENGTH = 8192
 def texts(characters: int) -> list[str]:
     """Return this machine's Python files, cut to pieces."""
     files = sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py"))
-    found = [file.read_text(encoding="utf-8", errors="ignore") for file in files[::2]]
+    contents = [file.read_text(encoding="utf-8", errors="ignore") for file in files[::2]]
     # Short documents cost most: 0.35 us a token at 570 tokens each, 0.17 in whole files.
-    return [text[k : k + characters] for text in found for k in range(0, len(text), characters)]
+    return [text[k : k + characters] for text in contents for k in range(0, len(text), characters)]
 
 
 def write_source(tokenizer: HuggingFaceTokenizer, prefix: Path, characters: int) -> None:
@@ -69,9 +69,9 @@ def read(stream: SourceStream, windows: int) -> tuple[float, int, int]:
     # This thread's CPU time, which the load of other processes hardly moves.
     start, documents, tokens = time.thread_time(), 0, 0
     for first in firsts:
-        found = window_tokens(stream, first, 0)
-        found.tokens.astype(np.int64)  # a loader's copy
-        documents, tokens = documents + len(found.fim_documents), tokens + found.fim_tokens
+        window = window_tokens(stream, first, 0)
+        window.tokens.astype(np.int64)  # a loader's copy
+        documents, tokens = documents + len(window.fim_documents), tokens + window.fim_tokens
     return time.thread_time() - start, documents, tokens
 
 
@@ -83,7 +83,7 @@ def prove_equal(one: SourceStream, other: SourceStream, windows: int) -> None:
             sys.exit(f"the window at token {first} differs between local and whole re-encoding")
 
 
-def bench(prefix: Path, tokenizer: HuggingFaceTokenizer, given: argparse.Namespace) -> None:
+def bench(prefix: Path, tokenizer: HuggingFaceTokenizer, args: argparse.Namespace) -> None:
     """Measure and print."""
     local, whole = part_encoder(tokenizer), WholeParts(tokenizer)
     contenders = {
@@ -94,23 +94,23 @@ def bench(prefix: Path, tokenizer: HuggingFaceTokenizer, given: argparse.Namespa
         "rate 0.5, WholeParts": stream_of(prefix, tokenizer, 0.5, whole),
     }
     # First the proof. A faster encoder with other tokens would be of no use.
-    prove_equal(stream_of(prefix, tokenizer, 1.0, local), stream_of(prefix, tokenizer, 1.0, whole), given.windows)
-    found: dict[str, list[float]] = {name: [] for name in contenders}
+    prove_equal(stream_of(prefix, tokenizer, 1.0, local), stream_of(prefix, tokenizer, 1.0, whole), args.windows)
+    times_of: dict[str, list[float]] = {name: [] for name in contenders}
     # This pass also fills caches before the clock counts.
-    counts = {name: read(stream, given.windows)[1:] for name, stream in contenders.items()}
-    for _ in range(given.rounds):
+    counts = {name: read(stream, args.windows)[1:] for name, stream in contenders.items()}
+    for _ in range(args.rounds):
         # In turns: a slow minute of the machine hits all contenders alike.
         for name, stream in contenders.items():
-            found[name].append(read(stream, given.windows)[0])
+            times_of[name].append(read(stream, args.windows)[0])
     # A window has one token more than the sequence: the last label.
-    tokens = given.windows * (LENGTH + 1)
-    print(f"\n{given.windows} windows of {LENGTH:,} tokens, median of {given.rounds} rounds; both encoders agree")
-    for name, times in found.items():
+    tokens = args.windows * (LENGTH + 1)
+    print(f"\n{args.windows} windows of {LENGTH:,} tokens, median of {args.rounds} rounds; both encoders agree")
+    for name, times in times_of.items():
         # Loaders work ahead, so training waits for it only where it takes longer than a step.
         each = statistics.median(times) / tokens
         print(
-            f"  {name:24s} {each * 1e6:7.3f} us a token   {each * given.tokens_per_second:7.2%} of a core at "
-            f"{given.tokens_per_second:,} tokens/s   {counts[name][0]:,} documents, "
+            f"  {name:24s} {each * 1e6:7.3f} us a token   {each * args.tokens_per_second:7.2%} of a core at "
+            f"{args.tokens_per_second:,} tokens/s   {counts[name][0]:,} documents, "
             f"{counts[name][1] / tokens:.0%} of the tokens"
         )
 
@@ -123,12 +123,12 @@ def main() -> None:
     arguments.add_argument("--windows", type=int, default=60)
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--tokens-per-second", type=int, default=28_000)
-    given = arguments.parse_args()
+    args = arguments.parse_args()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        tokenizer = HuggingFaceTokenizer(given.tokenizer) if given.tokenizer else trained(directory)
-        write_source(tokenizer, directory / "code", given.characters)
-        bench(directory / "code", tokenizer, given)
+        tokenizer = HuggingFaceTokenizer(args.tokenizer) if args.tokenizer else trained(directory)
+        write_source(tokenizer, directory / "code", args.characters)
+        bench(directory / "code", tokenizer, args)
 
 
 if __name__ == "__main__":

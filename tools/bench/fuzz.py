@@ -65,7 +65,7 @@ def _read_lines(data: bytes, place: Path, ending: str = "jsonl") -> None:
     from megacode.data.jsonl import read_lines
     from megacode.data.texts import texts_of
 
-    path, found = place / f"a.{ending}", []
+    path, readings = place / f"a.{ending}", []
     path.write_bytes(data)
     middle = len(data) // 2
     # Chunks of 7 and 31 bytes cut lines, escapes and characters at all places.
@@ -77,8 +77,8 @@ def _read_lines(data: bytes, place: Path, ending: str = "jsonl") -> None:
                     assert len(records.rows) == len(records.lines)
                     texts_of(records, ["text"], skip_bad=True)
                     rows += zip(records.lines, map(repr, records.rows), strict=True)
-        found.append(rows)
-    assert found[0] == found[1] == found[2], "chunks of other sizes, or parts, give other records"
+        readings.append(rows)
+    assert readings[0] == readings[1] == readings[2], "chunks of other sizes, or parts, give other records"
 
 
 def _gzip_seeds() -> list[bytes]:
@@ -154,14 +154,14 @@ def _rows_of_parquet(path: Path) -> int | None:
         parquet_child.main(str(path), path.stat().st_size, 0, -1, 0, None, out)
     except (parquet_child.UnsuitableError, MemoryError, *parquet_child.ERRORS):
         return None
-    found = 0
+    count = 0
     with pa.ipc.open_stream(io.BytesIO(out.getvalue())) as stream:
         for batch in stream:
             rows, lines, bad = parquet.rows_of(batch, 1)
             assert len(rows) == len(lines) == batch.num_rows - len(bad)
-            found += batch.num_rows
-    assert found == pa.parquet.read_metadata(path).num_rows
-    return found
+            count += batch.num_rows
+    assert count == pa.parquet.read_metadata(path).num_rows
+    return count
 
 
 def _index_seeds() -> list[bytes]:
@@ -189,14 +189,14 @@ def _read_index(data: bytes, place: Path) -> None:
     idx_path(place / "a").write_bytes(data)
     bin_path(place / "a").write_bytes(bytes(64))
     try:
-        found = IndexedDataset(place / "a")
-        found.verify()
+        dataset = IndexedDataset(place / "a")
+        dataset.verify()
     except DataError:
         return
-    for document in range(found.documents):
-        first, last = found.document_bounds(document)
-        found.read(first, last - first + 1)
-    assert sum(found.lengths()) == found.tokens
+    for document in range(dataset.documents):
+        first, last = dataset.document_bounds(document)
+        dataset.read(first, last - first + 1)
+    assert sum(dataset.lengths()) == dataset.tokens
 
 
 def _notebook_seeds() -> list[bytes]:
@@ -218,9 +218,9 @@ def _read_notebook(data: bytes, place: Path) -> None:
     for form in ("structured", "script"):
         counts, row = Counts(), {"text": data.decode(errors="replace")}
         settings = {"form": form, "languages": []}
-        made = list(make_kind("notebooks", settings, counts)(iter([Records(place, 1, [row], [1], 0)])))
-        assert len(made) + sum(entry.documents for entry in counts.reasons.values()) == 1
-        assert all(document.line() for document in made)
+        documents = list(make_kind("notebooks", settings, counts)(iter([Records(place, 1, [row], [1], 0)])))
+        assert len(documents) + sum(entry.documents for entry in counts.reasons.values()) == 1
+        assert all(document.line() for document in documents)
 
 
 def _posts_seeds() -> list[bytes]:
@@ -285,9 +285,9 @@ def fuzz(name: str, seconds: int, corpus: Path, kept: Path) -> None:
         target.read(data, place)
 
     def mutated(data: bytes, most: int, seed: int) -> bytes:
-        made = target.change(data, seed) if target.change is not None and seed % 8 else data
+        changed = target.change(data, seed) if target.change is not None and seed % 8 else data
         # Blind changes still find what no structure describes.
-        return made if made != data and len(made) <= most else atheris.Mutate(data, most)
+        return changed if changed != data and len(changed) <= most else atheris.Mutate(data, most)
 
     options = {
         "max_total_time": seconds,
@@ -330,19 +330,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--target", nargs="+", choices=sorted(TARGETS), default=list(TARGETS))
     parser.add_argument("--keep", type=Path, default=Path("fuzz_failures"), help="where failing inputs are kept")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
-    given = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     if importlib.util.find_spec("atheris") is None:
         print("atheris is not installed: pip install atheris", file=sys.stderr)
         return 2
-    if given.child:
-        name, seconds, corpus, kept = given.child
+    if args.child:
+        name, seconds, corpus, kept = args.child
         fuzz(name, int(seconds), Path(corpus), Path(kept))
         return 0
-    given.keep.mkdir(parents=True, exist_ok=True)
-    share = max(1, round(given.minutes * 60 / len(given.target)))
-    results = [run(name, share, given.keep) for name in given.target]
+    args.keep.mkdir(parents=True, exist_ok=True)
+    share = max(1, round(args.minutes * 60 / len(args.target)))
+    results = [run(name, share, args.keep) for name in args.target]
     with contextlib.suppress(OSError):
-        given.keep.rmdir()  # only where nothing is kept
+        args.keep.rmdir()  # only where nothing is kept
     return 0 if all(results) else 1
 
 

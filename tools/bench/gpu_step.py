@@ -83,15 +83,15 @@ def main(
     ]
     options = ["--steps", str(steps), "--sequences", str(sequences), "--micro", str(micro)]
     options += ["--profile"] if profile else []
-    found: dict[str, dict[str, Any]] = {}
+    figures: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as directory:
         # All start at once, so that imports take no turn of the GPU. A busy GPU hardly needs the host's cores.
         waiting = [_Contender(*pair, options, Path(directory)) for pair in asked]
         for each in waiting:
-            found.setdefault(each.model, {})[each.name] = each.measured()
+            figures.setdefault(each.model, {})[each.name] = each.measured()
             if out:  # as far as it got, should something stop the benchmark
-                out.write_text(json.dumps(found, indent=2) + "\n")
-    for model, rows in found.items():
+                out.write_text(json.dumps(figures, indent=2) + "\n")
+    for model, rows in figures.items():
         _print(model, rows)
 
 
@@ -110,8 +110,8 @@ class _Contender:
         """Let it go on, and return what it printed as its last line, or how it failed."""
         self._turn.touch()
         # This waits for its end: the GPU's memory is free before the next turn.
-        said, errors = self._process.communicate()
-        lines = said.strip().splitlines()
+        output, errors = self._process.communicate()
+        lines = output.strip().splitlines()
         for line in lines[:-1]:
             typer.echo(f"[{self.name}] {line}")
         if self._process.returncode == 0 and lines:

@@ -66,7 +66,7 @@ def milliseconds(function: Callable[[], Any]) -> float:
     """Return the median time of a call, on the GPU."""
     # The first call compiles the Triton kernel.
     function()
-    found = []
+    times = []
     for _ in range(ROUNDS):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         # Events of the GPU: the host's clock would stop when the calls are queued, not when they are done.
@@ -76,9 +76,9 @@ def milliseconds(function: Callable[[], Any]) -> float:
             function()
         end.record()
         end.synchronize()
-        found.append(begin.elapsed_time(end) / CALLS)
+        times.append(begin.elapsed_time(end) / CALLS)
     # Compare within one run. Another H200 did the same matrix products in 3.4 % less time.
-    return statistics.median(found)
+    return statistics.median(times)
 
 
 def _random(*shape: int) -> Tensor:
@@ -95,8 +95,8 @@ def _norms(tokens: int, width: int) -> Iterator[Row]:
 
     def meet() -> Any:
         backward = torch.ops.aten.native_layer_norm_backward
-        found = backward(one + other, x, (width,), mean, scale, weight, None, [True, True, False])
-        return found[0] + residual, found[1]
+        gradients = backward(one + other, x, (width,), mean, scale, weight, None, [True, True, False])
+        return gradients[0] + residual, gradients[1]
 
     yield Row(
         "LayerNorm, forward",
@@ -151,12 +151,12 @@ def _losses(tokens: int, vocabulary: int) -> Iterator[Row]:
 
     # 3.9 GiB by default. The gradient overwrites the logits, so a second copy is never there.
     logits, labels = _random(tokens, vocabulary), torch.randint(0, vocabulary, (tokens,), device="cuda")
-    found = kernels.RowStatistics(tokens, logits.device)
+    row_statistics = kernels.RowStatistics(tokens, logits.device)
     yield Row(
         f"loss and its gradient, {tokens:,} tokens",
         # Read for the statistics, read again for the gradient, and written.
         3 * logits.numel() * logits.element_size(),
-        lambda: kernels.cross_entropy(logits, labels, found, 0, IGNORED, statistics=True, gradient=True),
+        lambda: kernels.cross_entropy(logits, labels, row_statistics, 0, IGNORED, statistics=True, gradient=True),
         lambda: cross_entropy_forward(logits[None], labels[None], 0.0, False, None, IGNORED),
         "Transformer Engine",
     )

@@ -156,14 +156,14 @@ def bench_batches(directory: Path, count: int, rounds: int) -> None:
     for items in streams.values():
         # The first items pay for imports and for pages that were never touched.
         cpu_per_item(items, 20)
-    found = {name: [] for name in streams}
+    times_of = {name: [] for name in streams}
     for _ in range(rounds):
         for name, items in streams.items():
             # In turns. Over the rounds of one run megacode's own figure moved from 0.067 to 0.108 ms.
-            found[name].append(cpu_per_item(items, count))
-    best = statistics.median(found["megacode"])
+            times_of[name].append(cpu_per_item(items, count))
+    best = statistics.median(times_of["megacode"])
     print(f"\nBatch assembly, {ROWS} x {LENGTH:,} tokens: main-process CPU per micro-batch, median of {rounds} rounds")
-    for name, times in found.items():
+    for name, times in times_of.items():
         median = statistics.median(times)
         print(f"  {name:32s} {median:7.3f} ms   {median / best:5.1f}x   [{min(times):.3f} .. {max(times):.3f}]")
 
@@ -225,14 +225,14 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--startup-tokens", type=float, default=10e9, help="tokens of each of the 8 sources")
     arguments.add_argument("--first-batch", type=Path, help=argparse.SUPPRESS)
-    given = arguments.parse_args()
-    if given.first_batch:
-        first_batch(given.first_batch)
+    args = arguments.parse_args()
+    if args.first_batch:
+        first_batch(args.first_batch)
         return
     with tempfile.TemporaryDirectory() as directory:
-        bench_startup(Path(directory), int(given.startup_tokens))
+        bench_startup(Path(directory), int(args.startup_tokens))
     with tempfile.TemporaryDirectory() as directory:
-        bench_batches(Path(directory), given.micro_batches, given.rounds)
+        bench_batches(Path(directory), args.micro_batches, args.rounds)
 
 
 if __name__ == "__main__":

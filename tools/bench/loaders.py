@@ -117,16 +117,16 @@ def contenders(micro_batches: int, isolate: bool, cold: bool) -> dict[str, Calla
         return lambda prefixes: iterations_of(make(*arguments_of(prefixes, micro_batches, isolate)), rows)
 
     on_device = DeviceLoader if device.on_gpu() else Loader
-    found = {
+    makers = {
         "default, made when asked": of(Loader),
         "default, made ahead": of(lambda *arguments: Prefetch(on_device(*arguments), 1)),
     }
     if dali.installed():
-        found["DALI, read in process"] = of(dali.DaliLoader)
-        found["DALI, made ahead"] = of(lambda *arguments: Prefetch(dali.DaliLoader(*arguments), 1))
+        makers["DALI, read in process"] = of(dali.DaliLoader)
+        makers["DALI, made ahead"] = of(lambda *arguments: Prefetch(dali.DaliLoader(*arguments), 1))
         if not isolate and not cold:  # a worker opens the data sets later, and reads them whole to know them
-            found["DALI, read by a worker"] = lambda prefixes: dali_parallel(prefixes, micro_batches)
-    return found
+            makers["DALI, read by a worker"] = lambda prefixes: dali_parallel(prefixes, micro_batches)
+    return makers
 
 
 def write_sources(directory: Path, tokens: int) -> list[Path]:
@@ -148,14 +148,14 @@ def evict(prefixes: list[Path]) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def check_equal(prefixes: list[Path], given: argparse.Namespace, isolate: bool) -> None:
+def check_equal(prefixes: list[Path], args: argparse.Namespace, isolate: bool) -> None:
     """Check that all contenders but the worker, which cuts no micro-batches, give the same bits on this device."""
-    made = {name: make(prefixes) for name, make in contenders(given.micro_batches, isolate, cold=True).items()}
+    opened = {name: make(prefixes) for name, make in contenders(args.micro_batches, isolate, cold=True).items()}
     for _ in range(3):
-        expected, *others = (next(iterations) for iterations in made.values())
+        expected, *others = (next(iterations) for iterations in opened.values())
         for other in others:
             assert all(torch.equal(one, two) for one, two in zip(expected, other, strict=True))
-    print(f"\nequal to the last bit on {device.name()}: {', '.join(made)}")
+    print(f"\nequal to the last bit on {device.name()}: {', '.join(opened)}")
 
 
 def calibrated(milliseconds: float) -> Callable[[], None]:
@@ -209,45 +209,41 @@ def computed(compute: Callable[[], None], count: int) -> float:
     return statistics.median(times) * 1e3
 
 
-def bench(directory: Path, given: argparse.Namespace, isolate: bool) -> None:
+def bench(directory: Path, args: argparse.Namespace, isolate: bool) -> None:
     """Measure all contenders, taking turns, and print medians and ratios to the first."""
-    compute = calibrated(given.compute_ms)
+    compute = calibrated(args.compute_ms)
     opened: dict[str, Iterator[Tensors]] = {}
-    for number, (name, make) in enumerate(contenders(given.micro_batches, isolate, given.cold).items()):
+    for number, (name, make) in enumerate(contenders(args.micro_batches, isolate, args.cold).items()):
         # Data sets of its own: what one contender has read would be cached for the next.
-        where, tokens = (f"cold{number}{isolate}", 128_000_000) if given.cold else ("warm", 32_000_000)
+        where, tokens = (f"cold{number}{isolate}", 128_000_000) if args.cold else ("warm", 32_000_000)
         prefixes = write_sources(directory / where, tokens)
         opened[name] = make(prefixes)
-        if given.cold:
+        if args.cold:
             evict(prefixes)
-    found: dict[str, list[tuple[float, ...]]] = {name: [] for name in opened}
+    rounds_of: dict[str, list[tuple[float, ...]]] = {name: [] for name in opened}
     bare: list[float] = []
-    for _ in range(given.rounds):
+    for _ in range(args.rounds):
         # Timed again in each round. Its own spread is printed: a smaller difference means nothing.
-        bare.append(computed(compute, given.iterations))
+        bare.append(computed(compute, args.iterations))
         for name, contender in opened.items():
-            found[name].append(measure(contender, compute, given.iterations))
-    documents = (
-        f"documents {'isolated' if isolate else 'not isolated'}, {'cold' if given.cold else 'in the page cache'}"
-    )
-    print(
-        f"\n{given.micro_batches} x {ROWS} x {LENGTH:,} tokens on {device.name()}, {documents}; ms, medians of rounds"
-    )
+            rounds_of[name].append(measure(contender, compute, args.iterations))
+    documents = f"documents {'isolated' if isolate else 'not isolated'}, {'cold' if args.cold else 'in the page cache'}"
+    print(f"\n{args.micro_batches} x {ROWS} x {LENGTH:,} tokens on {device.name()}, {documents}; ms, medians of rounds")
     base = statistics.median(bare)
     print(f"the computation by itself: {base:.1f} ms [{min(bare):.1f} .. {max(bare):.1f}]")
-    report(found, base, given)
+    report(rounds_of, base, args)
 
 
-def report(found: dict[str, list[tuple[float, ...]]], base: float, given: argparse.Namespace) -> None:
+def report(rounds_of: dict[str, list[tuple[float, ...]]], base: float, args: argparse.Namespace) -> None:
     """Print a table of the contenders, as a page has it."""
     line = "| {:26} | {:>15} | {:>6} | {:>16} | {:>8} | {:>9} | {:>8} |"
     print(line.format("", "alone, wall", "CPU", "waits", "mean", "iteration", "Mtoken/s"))
     print("|---|---|---|---|---|---|---|")
     first: list[float] = []
-    for name, rounds in found.items():
+    for name, rounds in rounds_of.items():
         alone, cpu, waits, mean, whole = (statistics.median(column) for column in zip(*rounds, strict=True))
         first = first or [alone, waits]
-        rate = given.micro_batches * ROWS * LENGTH / alone / 1e3
+        rate = args.micro_batches * ROWS * LENGTH / alone / 1e3
         wall, waited = f"{alone:.2f} ({alone / first[0]:.2f}x)", f"{waits:.3f} ({waits / first[1]:.2f}x)"
         print(line.format(name, wall, f"{cpu:.2f}", waited, f"{mean:.3f}", f"{whole - base:+.2f}", f"{rate:,.0f}"))
 
@@ -260,14 +256,14 @@ def main() -> None:
     arguments.add_argument("--micro-batches", type=int, default=8, help="of an iteration")
     arguments.add_argument("--compute-ms", type=float, default=40, help="length of the computation")
     arguments.add_argument("--cold", action="store_true", help="read from the disk; give few iterations and rounds")
-    given = arguments.parse_args()
+    args = arguments.parse_args()
     # One core computes, so that another is free for the thread that makes batches ahead.
     torch.set_num_threads(1)
     # The usual temporary directory may be in memory, where no read is ever cold.
-    with tempfile.TemporaryDirectory(dir=Path.cwd() if given.cold else None) as directory:
+    with tempfile.TemporaryDirectory(dir=Path.cwd() if args.cold else None) as directory:
         for isolate in (False, True):
-            check_equal(write_sources(Path(directory) / "warm", 32_000_000), given, isolate)
-            bench(Path(directory), given, isolate)
+            check_equal(write_sources(Path(directory) / "warm", 32_000_000), args, isolate)
+            bench(Path(directory), args, isolate)
 
 
 if __name__ == "__main__":

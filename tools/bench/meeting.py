@@ -106,7 +106,7 @@ def count(nodes: int) -> dict[str, float]:
         meeting = Meeting(Rendezvous(rank, nodes, 0, "localhost", 20000), 0.0, stores[rank])
         # The five exchanges of a preflight, in its order.
         for topic, value in (("report", _REPORT), ("now", True), ("clock", 1.5), ("all-reduce", ""), ("last", _REPORT)):
-            if meeting.exchange(topic, value, 600.0, lambda said: {"nodes": len(said)}) != {"nodes": nodes}:
+            if meeting.exchange(topic, value, 600.0, lambda answers: {"nodes": len(answers)}) != {"nodes": nodes}:
                 failed.append(rank)
         meeting.part()
 

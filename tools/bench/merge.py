@@ -89,14 +89,14 @@ def main() -> None:
     arguments.add_argument("--tokens", type=int, default=250, help="of a document, in the mean")
     arguments.add_argument("--shards", type=int, default=8)
     arguments.add_argument("--directory", help="where the data sets lie meanwhile (default: the temporary directory)")
-    given = arguments.parse_args()
-    with tempfile.TemporaryDirectory(dir=given.directory) as name:
+    args = arguments.parse_args()
+    with tempfile.TemporaryDirectory(dir=args.directory) as name:
         directory = Path(name)
-        shards = [directory / f"set{number:03d}" for number in range(given.shards)]
+        shards = [directory / f"set{number:03d}" for number in range(args.shards)]
         for seed, prefix in enumerate(shards):
-            write_shard(prefix, given.documents // given.shards, given.tokens, seed)
+            write_shard(prefix, args.documents // args.shards, args.tokens, seed)
         size = sum(Path(f"{prefix}.{end}").stat().st_size for prefix in shards for end in ("bin", "idx"))
-        print(f"{given.documents:,} documents in {given.shards} shards, {size / 1e9:.2f} GB")
+        print(f"{args.documents:,} documents in {args.shards} shards, {size / 1e9:.2f} GB")
         flags = ["--input", directory / "set???", "--output-prefix"]
         # Twice: the first to come may read shards that are not in the page cache.
         for turn in (1, 2):

@@ -133,7 +133,7 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
 ) -> None:
     """Measure starts and `megacode status`, and print a table."""
-    found: dict[str, list[tuple[float, float]]] = {}
+    costs: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         now, then = (RunDir(Path(folder) / name) for name in ("now", "then"))
         write_run(now, iterations, sources, segments=True)
@@ -148,17 +148,17 @@ def main(
         for _ in range(rounds):
             for name, code, run, start in kinds:
                 # In turns. The file is in the page cache, so a cold disk is not in these figures.
-                found.setdefault(f"status, {name}", []).append(measured(_STATUS, code, run, iterations))
-                found.setdefault(f"start, {name}", []).append(measured(start, code, run, iterations))
+                costs.setdefault(f"status, {name}", []).append(measured(_STATUS, code, run, iterations))
+                costs.setdefault(f"start, {name}", []).append(measured(start, code, run, iterations))
                 # A start changes the file, so each measurement begins with the same bytes.
                 shutil.copyfile(run.path / "copy", run.metrics)
     table = Table("", "seconds", "memory", title=f"{iterations:,} iterations, {sources} sources, {format_bytes(size)}")
-    for name, pairs in sorted(found.items()):
+    for name, pairs in sorted(costs.items()):
         seconds, memory = statistics.median(pair[0] for pair in pairs), max(pair[1] for pair in pairs)
         table.add_row(name, format_seconds(seconds), format_bytes(memory))
     Console().print(table)
     if json_file is not None:
-        json_file.write_text(json.dumps({"bytes": size, "measured": found}, indent=2) + "\n", encoding="utf-8")
+        json_file.write_text(json.dumps({"bytes": size, "measured": costs}, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

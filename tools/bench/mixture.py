@@ -74,18 +74,18 @@ def coverage(studies: int, sources: int, arms: int, noise: float, seed: int = 0)
         means = truth(blends)
         values = means + rng.normal(0, noise, means.shape)
         objective, best = fitted(blends, values), optimum_of(truth, limits)
-        found = best_blend(objective, limits)
-        for interval, share in zip(optimum_intervals(objective, limits, found), best, strict=True):
+        blend = best_blend(objective, limits)
+        for interval, share in zip(optimum_intervals(objective, limits, blend), best, strict=True):
             if interval is not None:
                 hits["optimum"].append(interval.low <= share <= interval.high)
         # The best of noisy values looks better than it is. The interval of the gain must hold all the same.
         first = int(np.argmin(values.mean(axis=1)))
-        gain = objective.gain(found, blends[first])
-        hits["gain"].append(gain.low <= truth(blends[first]).mean() - truth(found).mean() <= gain.high)
-        mean, new = (objective.fits[0].predicted(found, new) for new in (False, True))
-        there = float(truth(found)[0])
-        hits["mean"].append(mean.low <= there <= mean.high)
-        hits["new"].append(new.low <= there + rng.normal(0, noise) <= new.high)
+        gain = objective.gain(blend, blends[first])
+        hits["gain"].append(gain.low <= truth(blends[first]).mean() - truth(blend).mean() <= gain.high)
+        mean, new = (objective.fits[0].predicted(blend, new) for new in (False, True))
+        value = float(truth(blend)[0])
+        hits["mean"].append(mean.low <= value <= mean.high)
+        hits["new"].append(new.low <= value + rng.normal(0, noise) <= new.high)
     # With 300 studies a coverage of 95 % has a standard error of 1.3 points.
     return {name: float(np.mean(rows)) for name, rows in hits.items()}
 
@@ -112,14 +112,14 @@ def regret(studies: int, form: str, arms: int, chosen: bool, sources: int = 4, s
         values = truth(blends)
         values = values + rng.normal(0, NOISE, values.shape)
         objective = fitted(blends, values)
-        found, first = best_blend(objective, limits), blends[np.argmin(values.mean(axis=1))]
+        blend, first = best_blend(objective, limits), blends[np.argmin(values.mean(axis=1))]
         # The gates that a proposal of `megacode study next` has to pass.
         refused = any(
             [
                 *too_few_blends(blends),
                 *badly_predicted({str(number): fit for number, fit in enumerate(objective.fits)}),
-                *no_clear_gain(objective.gain(found, first), "the best arm"),
-                *outside_of_arms(found, blends, [str(number) for number in range(sources)]),
+                *no_clear_gain(objective.gain(blend, first), "the best arm"),
+                *outside_of_arms(blend, blends, [str(number) for number in range(sources)]),
             ]
         )
         # Regret is of true losses. Noise comes in through the choice alone.
@@ -127,7 +127,7 @@ def regret(studies: int, form: str, arms: int, chosen: bool, sources: int = 4, s
         unseen = rng.dirichlet(np.ones(sources), 500)
         # Spearman's correlation: only the order of blends decides which one is chosen.
         ranks = [np.argsort(np.argsort(losses)) for losses in (objective.at(unseen), truth(unseen).mean(axis=1))]
-        row = [truth(one).mean() - lowest for one in (found, first if refused else found, first)]
+        row = [truth(one).mean() - lowest for one in (blend, first if refused else blend, first)]
         rows.append([*row, refused, np.corrcoef(*ranks)[0, 1]])
     law, gated, best, refused_share, rank = (np.array(column) for column in zip(*rows, strict=True))
     named = {"law": law, "law or best arm": gated, "best arm": best}

@@ -67,14 +67,14 @@ class Storage(BaseHTTPRequestHandler):
                 body = os.pread(file.fileno(), end - first, first)
         return self.answer(206 if asked else 200, end - first, body, f"bytes {first}-{end - 1}/{size}")
 
-    def answer(self, status: int, length: int, body: bytes, found: str = "") -> None:
+    def answer(self, status: int, length: int, body: bytes, content_range: str = "") -> None:
         """Send what was found."""
         self.send_response(status)
         self.send_header("ETag", '"one"')
         self.send_header("Last-Modified", "Sun, 01 Nov 2026 00:00:00 GMT")
         self.send_header("Content-Length", str(length))
         if status == 206:
-            self.send_header("Content-Range", found)
+            self.send_header("Content-Range", content_range)
         self.end_headers()
         self.wfile.write(body)
 
@@ -142,42 +142,42 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=10)
     parser.add_argument("--tokens", type=int, default=64_000_000)
     parser.add_argument("--storage", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.storage:
-        return storage(given.storage, given.delay_ms / 1000)
+    args = parser.parse_args()
+    if args.storage:
+        return storage(args.storage, args.delay_ms / 1000)
     os.environ |= {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "us-east-1"}
     with tempfile.TemporaryDirectory() as directory:
-        write_source(Path(directory) / "text", given.tokens, 0)
-        command = [sys.executable, __file__, "--storage", directory, f"--delay-ms={given.delay_ms}"]
+        write_source(Path(directory) / "text", args.tokens, 0)
+        command = [sys.executable, __file__, "--storage", directory, f"--delay-ms={args.delay_ms}"]
         server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
             assert server.stdout
             os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{int(server.stdout.readline())}"
-            compare(given, Path(directory))
+            compare(args, Path(directory))
         finally:
             server.terminate()
     return None
 
 
-def compare(given: argparse.Namespace, directory: Path) -> None:
+def compare(args: argparse.Namespace, directory: Path) -> None:
     """Measure each contender and print its figures."""
-    there, local = f"s3://{BUCKET}/text", str(directory / "text")
+    remote, local = f"s3://{BUCKET}/text", str(directory / "text")
     contenders = {
         "local": (local, 0, False),
-        "s3": (there, 4, False),
-        "s3, asked": (there, 0, False),
-        "s3, block": (there, 0, True),
+        "s3": (remote, 4, False),
+        "s3, asked": (remote, 0, False),
+        "s3, block": (remote, 0, True),
     }
-    print(f"{given.delay_ms:g} ms delay, {ROWS} x {LENGTH} tokens an iteration, step {given.step_ms:g} ms")
-    for step in (given.step_ms / 1000, 0.0):
+    print(f"{args.delay_ms:g} ms delay, {ROWS} x {LENGTH} tokens an iteration, step {args.step_ms:g} ms")
+    for step in (args.step_ms / 1000, 0.0):
         first = 0.0
         for number, (name, (path, ahead, block)) in enumerate(contenders.items()):
             cache = directory / f"cache-{step}-{number}"
-            rate, cpu = samples_per_second(path, cache, given.iterations, step, ahead, block)
+            rate, cpu = samples_per_second(path, cache, args.iterations, step, ahead, block)
             first = first or rate
-            what = "step" if step else "no step"
+            message = "step" if step else "no step"
             print(
-                f"{what:8} {name:10} {rate:9.2f} samples/s {rate / first:7.1%} of local {cpu:7.2f} CPU-ms a sample",
+                f"{message:8} {name:10} {rate:9.2f} samples/s {rate / first:7.1%} of local {cpu:7.2f} CPU-ms a sample",
                 flush=True,
             )
 

@@ -62,11 +62,11 @@ def config(precision: dict[str, str], seed: int, iterations: int) -> RunConfig:
 def files() -> tuple[Tensor, Tensor]:
     """Return the bytes of the standard library's modules for training, and those of every tenth one held out."""
     paths = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
-    parts = ([path for n, path in enumerate(paths) if (n % 10 == 0) == held] for held in (False, True))
-    train, held = (
+    parts = ([path for n, path in enumerate(paths) if (n % 10 == 0) == is_held_out] for is_held_out in (False, True))
+    train, held_out = (
         torch.frombuffer(bytearray(b"".join(p.read_bytes() for p in part)), dtype=torch.uint8) for part in parts
     )
-    return train, held
+    return train, held_out
 
 
 def micro_batch(text: Tensor, seed: int) -> MicroBatch:
@@ -106,15 +106,15 @@ def main(
 ) -> None:
     """Train every setting with every seed."""
     torch.set_num_threads(1)
-    texts, found = files(), dict[str, list[float]]()
+    texts, losses = files(), dict[str, list[float]]()
     for name in SETTINGS:
-        found[name] = [held_out_loss(name, seed, iterations, texts) for seed in range(1, seeds + 1)]
-        more = [loss - exact for loss, exact in zip(found[name], found["fp32 states"], strict=True)]
+        losses[name] = [held_out_loss(name, seed, iterations, texts) for seed in range(1, seeds + 1)]
+        more = [loss - exact for loss, exact in zip(losses[name], losses["fp32 states"], strict=True)]
         middle = statistics.mean(more)
         apart = max(abs(one - middle) for one in more)
-        typer.echo(f"{name:24} loss {statistics.mean(found[name]):.4f}  more {middle:+.4f} +- {apart:.4f}")
+        typer.echo(f"{name:24} loss {statistics.mean(losses[name]):.4f}  more {middle:+.4f} +- {apart:.4f}")
     if out:
-        document: dict[str, Any] = {"iterations": iterations, "losses": found}
+        document: dict[str, Any] = {"iterations": iterations, "losses": losses}
         out.write_text(json.dumps(document, indent=2) + "\n")
 
 

@@ -39,8 +39,8 @@ def measured(config: Path, directory: Path, overrides: tuple[str, ...], iteratio
     """Train a run from its start; return CPU milliseconds of an iteration, and the held-out loss at the end."""
     run = RunDir(directory)
     with ExitStack() as closing:
-        given = load_config(config, [*overrides, f"run_dir={directory}"])
-        trainer = build_trainer(make_plan(given), StopSignal(), closing)
+        run_config = load_config(config, [*overrides, f"run_dir={directory}"])
+        trainer = build_trainer(make_plan(run_config), StopSignal(), closing)
         seconds = []
         iteration = trainer.begin()
         while not trainer.finished and iteration.number < iterations:
@@ -68,15 +68,15 @@ def main(
     config = directory / "demo.yaml"
     document = demo_config(out.absolute(), "dp2") | {"validation": {"fraction": HELD_OUT, "samples": 48}}
     config.write_text(yaml.safe_dump(document), encoding="utf-8")
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in way}
+    figures_of: dict[str, list[dict[str, Any]]] = {name: [] for name in way}
     for seed in range(seeds):
         for number, name in enumerate(way):
             place = directory / f"{number}-{seed}"
-            found[name].append(measured(config, place, (*WAYS[name], f"seed={1234 + seed}"), iterations))
-            figures = found[name][-1]
+            figures_of[name].append(measured(config, place, (*WAYS[name], f"seed={1234 + seed}"), iterations))
+            figures = figures_of[name][-1]
             typer.echo(f"seed {seed}  {name:22} {figures['milliseconds']:8.1f} ms  held-out loss {figures['loss']:.4f}")
     if json_file is not None:
-        json_file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        json_file.write_text(json.dumps(figures_of, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

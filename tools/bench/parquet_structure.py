@@ -203,8 +203,8 @@ def _odd(data: bytes, first: int, last: int, rng: random.Random) -> int:
 
 def _number(value: int, width: int = 1) -> bytes:
     """Return a number in the compact protocol, in at least so many bytes."""
-    made = bytearray()
-    while value >= 128 or len(made) < width - 1:
-        made.append(value & 127 | 128)
+    encoded = bytearray()
+    while value >= 128 or len(encoded) < width - 1:
+        encoded.append(value & 127 | 128)
         value >>= 7
-    return bytes([*made, value])
+    return bytes([*encoded, value])

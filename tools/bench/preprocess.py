@@ -151,10 +151,10 @@ class Bench:
         model = ["--tokenizer-type", types[kind], "--tokenizer-model", str(self.directory / kind), "--append-eod"]
         return measure([*command, *model, *more])
 
-    def child(self, what: str, kind: str, source: Path, name: str) -> Cost:
+    def child(self, job: str, kind: str, source: Path, name: str) -> Cost:
         """Run one of the others in a process of its own."""
         prefix = self.directory / f"{name}_text_document"
-        command = [sys.executable, "-W", "ignore", __file__, "--child", what, kind, str(self.directory / kind)]
+        command = [sys.executable, "-W", "ignore", __file__, "--child", job, kind, str(self.directory / kind)]
         return measure([*command, str(source), str(prefix)])
 
     def same(self, left: str, right: str) -> str:
@@ -207,18 +207,18 @@ def main() -> None:
     arguments.add_argument("--reference-megabytes", type=int, default=8)
     arguments.add_argument("--vocab-size", default="32000")
     arguments.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
-    given = arguments.parse_args()
-    if given.child:
-        what, kind, *places = given.child
-        per_document(kind, *places) if what == "per_document" else whole_file(*places)
+    args = arguments.parse_args()
+    if args.child:
+        job, kind, *places = args.child
+        per_document(kind, *places) if job == "per_document" else whole_file(*places)
         return
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        write_corpus(directory / "corpus.jsonl", given.megabytes * 1_000_000)
-        small = head(directory / "corpus.jsonl", directory / "small.jsonl", given.reference_megabytes * 1_000_000)
+        write_corpus(directory / "corpus.jsonl", args.megabytes * 1_000_000)
+        small = head(directory / "corpus.jsonl", directory / "small.jsonl", args.reference_megabytes * 1_000_000)
         for kind in ("huggingface", "sentencepiece"):
             train = [sys.executable, str(TOOL.with_name("train_tokenizer.py")), "--kind", kind, "--input", str(small)]
-            measure([*train, "--vocab-size", given.vocab_size, "--output", str(directory / kind)])
+            measure([*train, "--vocab-size", args.vocab_size, "--output", str(directory / kind)])
         bench = Bench(directory, directory / "corpus.jsonl", small)
         for kind in ("huggingface", "sentencepiece"):
             bench.run(kind)

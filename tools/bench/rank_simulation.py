@@ -15,8 +15,8 @@ def touched(index: Any, wanted: list[Any]) -> tuple[int, int]:
     """Return how many files a rank opens for some pieces, and how many bytes it reads."""
     from megacode.checkpoint.reader import reads
 
-    found = [read for piece in wanted for read in reads(index, piece)]
-    return len({read.file for read in found}), sum(read.bytes for read in found)
+    pieces_read = [read for piece in wanted for read in reads(index, piece)]
+    return len({read.file for read in pieces_read}), sum(read.bytes for read in pieces_read)
 
 
 class Simulation:
@@ -49,9 +49,9 @@ class Simulation:
         dist.init_process_group("fake", rank=rank, world_size=self.ranks, store=FakeStore())
         try:
             config = dry_run._buildable(self.config)
-            found = groups.start(config.parallel, config.seed)
+            ranks_started = groups.start(config.parallel, config.seed)
             with dry_run._without_memory():
-                parts = build(config, found, config.model.vocab_size or 128_256)
+                parts = build(config, ranks_started, config.model.vocab_size or 128_256)
                 return parts, list(checkpoint_pieces._places(parts))
         finally:
             # Groups are global: the next slice cannot start its own beside them.

@@ -82,9 +82,9 @@ class Counts:
         Trainer.step = self._during(None, Trainer.step)
         Saver.start, Saver.settle = self._during("save", Saver.start), self._during("save", Saver.settle)
 
-    def _during(self, what: str | None, original: Any) -> Any:
+    def _during(self, activity: str | None, original: Any) -> Any:
         def call(*arguments: Any, **keywords: Any) -> Any:
-            self.doing = what
+            self.doing = activity
             try:
                 return original(*arguments, **keywords)
             finally:
@@ -104,10 +104,10 @@ class Counts:
         watched = ("heartbeats", "stacks", "hangs.jsonl", "run.lock")
         return "signs of life" if any(part in watched for part in parts) else "others"
 
-    def _add(self, path: object, what: str, count: int = 1) -> None:
+    def _add(self, path: object, counter: str, count: int = 1) -> None:
         kind = self._kind(path)
         if kind is not None:
-            self.found[kind][what] += count
+            self.found[kind][counter] += count
 
     def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
@@ -186,7 +186,7 @@ def measure(
         first = trained(code, root, config, seconds)
         again = trained(code, root, config, 5.0)
         saves = sum('"event": "save"' in line for line in (root / "run/events.jsonl").read_text().splitlines())
-    found = {
+    counts = {
         "code": str(code),
         "a save": scaled(first, "save", 1 / max(1, saves - 1)),
         "a resume": scaled(again, "resume", 1.0),
@@ -194,13 +194,13 @@ def measure(
         "an hour's watching": scaled(first, "signs of life", 3600 / first[0]["seconds"]),
     }
     print(f"{RANKS} ranks on {RANKS // RANKS_A_NODE} nodes; by rank")
-    for what, ranks in found.items():
+    for activity, ranks in counts.items():
         if isinstance(ranks, list):
-            print(what)
+            print(activity)
             for name in COUNTS:
                 print(f"  {name:10}" + "".join(f"{one[name]:>12,.0f}" for one in ranks))
     if json_file is not None:
-        json_file.write_text(json.dumps(found, indent=2) + "\n")
+        json_file.write_text(json.dumps(counts, indent=2) + "\n")
 
 
 def scaled(ranks: list[dict[str, Any]], kind: str, factor: float) -> list[dict[str, float]]:
@@ -249,11 +249,11 @@ def trained(code: Path, root: Path, config: Path, seconds: float) -> list[dict[s
         process.send_signal(signal.SIGTERM)
     for process in processes:
         process.wait(timeout=300)
-    found = [root / f"{number}.json" for number in range(RANKS)]
-    if not all(path.exists() for path in found):
+    files = [root / f"{number}.json" for number in range(RANKS)]
+    if not all(path.exists() for path in files):
         sys.exit((root / "0.log").read_text()[-3000:])
-    answers = [json.loads(path.read_text()) for path in found]
-    for path in found:
+    answers = [json.loads(path.read_text()) for path in files]
+    for path in files:
         path.unlink()
     return answers
 

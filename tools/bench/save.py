@@ -136,7 +136,7 @@ def tensors(trained: RankModel) -> dict[str, torch.Tensor]:
     """Return the weights and moments by name."""
     optimizer_state.prime(trained.optimizer)
     runs = enumerate(optimizer_state.held(trained.optimizer))
-    return {f"{name}.{number}": tensor for number, held in runs for name, tensor in held.tensors.items()}
+    return {f"{name}.{number}": tensor for number, stretch in runs for name, tensor in stretch.tensors.items()}
 
 
 def main(
@@ -179,8 +179,8 @@ def report(times: dict[str, list[Times]], size: int, json_file: Path | None) -> 
     """Print medians, and their ratios to the first way's."""
     medians = {
         # Medians: on a disk that others use, single saves are slow.
-        name: tuple(statistics.median(column) for column in zip(*found[1:], strict=True))
-        for name, found in times.items()
+        name: tuple(statistics.median(column) for column in zip(*seconds[1:], strict=True))
+        for name, seconds in times.items()
     }
     print(f"state of {format_bytes(size)}, {len(next(iter(times.values()))) - 1} rounds")
     print(f"{'':28}{'training waits':>16}{'ratio':>8}{'durable after':>16}{'ratio':>8}")

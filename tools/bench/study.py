@@ -53,12 +53,12 @@ def main() -> int:
     for name, default in (("arms", 16), ("seeds", 4), ("tasks", 15), ("items", 20_000)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--keep", type=Path, help="make the study here, and leave it")
-    given = parser.parse_args()
+    args = parser.parse_args()
     print(json.dumps(measured("plan", ROOT / "examples" / "studies" / "to_code.yaml")))
     with tempfile.TemporaryDirectory() as folder:
-        file = make(given.keep or Path(folder), given)
+        file = make(args.keep or Path(folder), args)
         row = measured("report", file)
-        shape = {name: getattr(given, name) for name in ("arms", "seeds", "tasks", "items")}
+        shape = {name: getattr(args, name) for name in ("arms", "seeds", "tasks", "items")}
         print(json.dumps({**shape, **row}))
     return 0
 
@@ -82,17 +82,17 @@ def measured(command: str, study: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def make(folder: Path, given: argparse.Namespace) -> Path:
+def make(folder: Path, args: argparse.Namespace) -> Path:
     """Write a study with its checkpoints and score files; return its file."""
     suite = MadeSuite(
         SUITE,
-        {f"task_{number:02}": MadeTask("acc", given.items, 0.5) for number in range(given.tasks)},
-        {"everything": {f"task_{number:02}": "acc" for number in range(given.tasks)}},
+        {f"task_{number:02}": MadeTask("acc", args.items, 0.5) for number in range(args.tasks)},
+        {"everything": {f"task_{number:02}": "acc" for number in range(args.tasks)}},
     )
     file = folder / "bench.yaml"
     if not file.exists():
         # The scores of `make_study` take ten times as long to write.
-        make_study(file, study_of(given.arms, given.seeds), Recipe([suite], scored=lambda cell, suite: False))
+        make_study(file, study_of(args.arms, args.seeds), Recipe([suite], scored=lambda cell, suite: False))
         write_scores(file, suite)
     return file
 
@@ -125,13 +125,13 @@ def study_of(arms: int, seeds: int) -> dict[str, Any]:
 def write_scores(file: Path, suite: MadeSuite) -> None:
     """Write the score files of all arms; the lines of an item are made once, right and wrong."""
     tree = Tree(build_grid(load_study(file), file))
-    found = find_states(file.parent / "runs")
+    states = find_states(file.parent / "runs")
     heads = {name: list(lines_of(name, task.items)) for name, task in suite.tasks.items()}
     facts = {name: facts_of(name, task.items) for name, task in suite.tasks.items()}
     random = np.random.default_rng(0)
     ease = {name: random.normal(0, 0.25, task.items) for name, task in suite.tasks.items()}
     for number, cell in enumerate(tree.grid.cells):
-        end = found[tree.paths[cell.name, cell.seed][-1]].path
+        end = states[tree.paths[cell.name, cell.seed][-1]].path
         run, state = RunDir(end.parents[1]), TrainState.read(end)
         luck = np.random.default_rng(number).normal(0, 0.005)
         right = {name: random.random(len(ease[name])) < 0.5 + luck + ease[name] for name in suite.tasks}

@@ -42,12 +42,12 @@ def main() -> int:
     parser.add_argument("study", nargs="?", type=Path, default=ROOT / "examples" / "studies" / "to_code.yaml")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--arms", type=int, default=0, help="arms to add")
-    given = parser.parse_args()
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        study = enlarged(given.study, given.arms, Path(folder)) if given.arms else given.study
+        study = enlarged(args.study, args.arms, Path(folder)) if args.arms else args.study
         seconds, loaded = [], ""
         cpu: list[float] = []
-        for _ in range(given.repeats):
+        for _ in range(args.repeats):
             # Usage of children adds up over the repeats, so each one is a difference.
             begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
             done = subprocess.run(
@@ -56,14 +56,14 @@ def main() -> int:
             seconds.append(time.perf_counter() - begun)
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
             cpu.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-            found = json.loads(done.stdout)
+            document_printed = json.loads(done.stdout)
             loaded = done.stderr.strip()
     # The largest child's, in KiB. It includes this program's own memory at the fork, which is smaller.
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     row = {
-        "study": given.study.name,
-        "cells": len(found["arms"]),
-        "nodes": len(found["nodes"]),
+        "study": args.study.name,
+        "cells": len(document_printed["arms"]),
+        "nodes": len(document_printed["nodes"]),
         "seconds_median": round(statistics.median(seconds), 3),
         "seconds_best": round(min(seconds), 3),
         # The steadiest figure: other load on the machine can only add to it.
@@ -82,11 +82,11 @@ def enlarged(path: Path, count: int, folder: Path) -> Path:
     draw, phases = random.Random(0), sorted(document["phases"])
     # A phase without a peak takes over the rate before it, so it cannot come first.
     first = [name for name in phases if "peak" in document["phases"][name]["learning_rate"]]
-    there = {tuple(arm.get("phases", ())) for arm in document["arms"].values()}
+    declared = {tuple(arm.get("phases", ())) for arm in document["arms"].values()}
     added: set[tuple[str, ...]] = set()
     while len(added) < count:
         # Equal arms would share their runs, and the plan would not grow.
-        added |= {(draw.choice(first), *draw.choices(phases, k=2))} - there
+        added |= {(draw.choice(first), *draw.choices(phases, k=2))} - declared
     document["arms"] |= {f"added-{number}": {"phases": list(uses)} for number, uses in enumerate(sorted(added))}
     larger = folder / path.name
     larger.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), encoding="utf-8")

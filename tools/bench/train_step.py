@@ -174,13 +174,13 @@ def main(
 ) -> None:
     """Compare the two on every shape."""
     torch.set_num_threads(1)
-    found = {}
+    figures = {}
     for name in shapes.split(","):
-        found[name] = measure(SHAPES[name], rounds)
-        ms, ratio = found[name]["milliseconds"], found[name]["ratio"]
+        figures[name] = measure(SHAPES[name], rounds)
+        ms, ratio = figures[name]["milliseconds"], figures[name]["ratio"]
         typer.echo(f"{name:>5}  megacode {ms['megacode']:8.2f} ms  transformers {ms['transformers']:8.2f} ms  x{ratio}")
     if out:
-        out.write_text(json.dumps(found, indent=2) + "\n")
+        out.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -61,15 +61,15 @@ class LayerTypes:
         if unknown:
             raise Refused("layer_types", f"layer_types has {unknown[0]!r}, which megacode does not have")
         if len(kinds) != document["num_hidden_layers"]:
-            what = f"layer_types has {len(kinds)} entries, but the model {document['num_hidden_layers']} layers"
-            raise Refused("layer_types", what, "give one entry a layer")
+            message = f"layer_types has {len(kinds)} entries, but the model {document['num_hidden_layers']} layers"
+            raise Refused("layer_types", message, "give one entry a layer")
         slides = "sliding_attention" in kinds
         if slides and self.switch and not document.get("use_sliding_window"):
-            what = "layer_types has sliding layers, but use_sliding_window is false"
-            raise Refused("use_sliding_window", what, "set use_sliding_window: true, or remove layer_types")
+            message = "layer_types has sliding layers, but use_sliding_window is false"
+            raise Refused("use_sliding_window", message, "set use_sliding_window: true, or remove layer_types")
         if window is None and (slides or self.needs_window):
-            what = "sliding_window is missing, and transformers cannot run this class without it"
-            raise Refused("sliding_window", what, "add sliding_window")
+            message = "sliding_window is missing, and transformers cannot run this class without it"
+            raise Refused("sliding_window", message, "add sliding_window")
         pattern = pattern_of([_KINDS[kind] for kind in kinds])
         return {"attention_pattern": pattern, "sliding_window": window if slides else None}
 
@@ -109,8 +109,8 @@ class NoRopeLayers:
     def read(self, document: Document) -> dict[str, Any]:
         flags, layers = document["no_rope_layers"], document["num_hidden_layers"]
         if len(flags) < layers:
-            what = f"no_rope_layers has {len(flags)} entries, but the model {layers} layers"
-            raise Refused("no_rope_layers", what, "give one entry a layer")
+            message = f"no_rope_layers has {len(flags)} entries, but the model {layers} layers"
+            raise Refused("no_rope_layers", message, "give one entry a layer")
         return {"rotary_pattern": pattern_of(["rotary" if flag else "none" for flag in flags[:layers]])}
 
     def write(self, model: ModelConfig) -> dict[str, Any]:

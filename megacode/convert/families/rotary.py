@@ -54,8 +54,8 @@ class Rotary:
         share = rope.get("partial_rotary_factor", 1.0)
         # Other classes use the key in some kinds of scaling and ignore it in the rest.
         if share != 1.0 and not self.partial:
-            what = f"partial_rotary_factor is {share!r}, but megacode supports only 1.0 for this class"
-            raise Refused("partial_rotary_factor", what)
+            message = f"partial_rotary_factor is {share!r}, but megacode supports only 1.0 for this class"
+            raise Refused("partial_rotary_factor", message)
         return {"rotary_base": rope["rope_theta"], "rotary_percent": share, "rotary_scaling": scaling_of(rope)}
 
     def write(self, model: ModelConfig) -> dict[str, Any]:
@@ -74,23 +74,23 @@ class RotaryByKind:
     fields: tuple[str, ...] = ("rotary_base", "rotary_percent", "rotary_scaling")
 
     def read(self, document: Document) -> dict[str, Any]:
-        given, fix = document["rope_parameters"], "give rope_parameters with full_attention and sliding_attention"
-        others = [key for key in given if key not in _BY_KIND]
+        parameters, fix = document["rope_parameters"], "give rope_parameters with full_attention and sliding_attention"
+        others = [key for key in parameters if key not in _BY_KIND]
         if others:
             # Version 5.23 of transformers ignores them without a word.
             raise Refused(
                 "rope_parameters", f"{others[0]} stands beside the kinds of layers, which have their own", fix
             )
-        ropes = {kind: given.get(kind) or {} for kind in _BY_KIND if kind in document["layer_types"]}
+        ropes = {kind: parameters.get(kind) or {} for kind in _BY_KIND if kind in document["layer_types"]}
         bases = {rope.get("rope_theta") for rope in ropes.values()}
         if len(bases) != 1:
-            what = f"rope_theta differs between the kinds of layers: {sorted(map(str, bases))}"
-            raise Refused("rope_parameters", what, f"{fix}, and the same rope_theta in both")
+            message = f"rope_theta differs between the kinds of layers: {sorted(map(str, bases))}"
+            raise Refused("rope_parameters", message, f"{fix}, and the same rope_theta in both")
         scalings = {kind: scaling_of(rope) for kind, rope in ropes.items()}
         full, sliding = scalings.get("full_attention"), scalings.get("sliding_attention")
         if sliding is not None and sliding != full:
-            what = "rotary positions are scaled in the sliding layers, and otherwise in the others"
-            raise Refused("rope_parameters", what)
+            message = "rotary positions are scaled in the sliding layers, and otherwise in the others"
+            raise Refused("rope_parameters", message)
         if full is not None and sliding is None:
             full = full.model_copy(update={"layers": "full"})
         return {"rotary_base": bases.pop(), "rotary_percent": 1.0, "rotary_scaling": full}
@@ -116,15 +116,15 @@ def scaling_of(rope: Mapping[str, Any]) -> RotaryScaling | None:
         fix = f"megacode has {', '.join(SETTINGS)}; {ANOTHER}"
         raise Refused("rope_parameters", f"rotary positions are scaled ({kind}), which megacode does not support", fix)
     names = SETTINGS.get(kind, {})
-    given = {key: value for key, value in rope.items() if key not in _NOT_SCALING and value is not None}
+    scaling = {key: value for key, value in rope.items() if key not in _NOT_SCALING and value is not None}
     # `truncate: true` is what transformers does without it.
-    others = [key for key, value in given.items() if key not in names and (key, value) != ("truncate", True)]
+    others = [key for key, value in scaling.items() if key not in names and (key, value) != ("truncate", True)]
     if others:
-        what = f"{others[0]} is {given[others[0]]!r} in rotary scaling {kind}, which megacode does not have"
-        raise Refused("rope_parameters", what)
+        message = f"{others[0]} is {scaling[others[0]]!r} in rotary scaling {kind}, which megacode does not have"
+        raise Refused("rope_parameters", message)
     if kind == "default":
         return None
-    settings = {names[key]: value for key, value in given.items() if key in names}
+    settings = {names[key]: value for key, value in scaling.items() if key in names}
     if "factor" not in settings:
         raise Refused("rope_parameters", f"rotary scaling {kind} has no factor", "add factor")
     return RotaryScaling(kind=kind, **settings)

@@ -26,9 +26,9 @@ class Refused(Exception):  # noqa: N818 - not an error of the program: a row's a
         fix: what to do about it.
     """
 
-    def __init__(self, key: str, what: str, fix: str = ANOTHER) -> None:
-        super().__init__(what)
-        self.key, self.what, self.fix = key, what, fix
+    def __init__(self, key: str, message: str, fix: str = ANOTHER) -> None:
+        super().__init__(message)
+        self.key, self.what, self.fix = key, message, fix
 
 
 class FamilyRow(Protocol):
@@ -134,9 +134,9 @@ class Only:
         return (self.key,)
 
     def read(self, document: Document) -> dict[str, Any]:
-        given = document.get(self.key, self.value)
-        if given != self.value:
-            raise Refused(self.key, f"{self.key} is {given!r}, but megacode supports only {self.value!r}")
+        value = document.get(self.key, self.value)
+        if value != self.value:
+            raise Refused(self.key, f"{self.key} is {value!r}, but megacode supports only {self.value!r}")
         return {}
 
     def write(self, model: ModelConfig) -> dict[str, Any]:
@@ -192,15 +192,15 @@ class HeadSize:
     fields: tuple[str, ...] = field(default=("hidden_size", "kv_channels"))
 
     def read(self, document: Document) -> dict[str, Any]:
-        heads, hidden, given = document["num_attention_heads"], document["hidden_size"], document.get("head_dim")
+        heads, hidden, head_dim = document["num_attention_heads"], document["hidden_size"], document.get("head_dim")
         even, rest = divmod(hidden, heads)
-        if rest and (self.kind in ("filled", "even") or not given):
-            what = f"hidden_size {hidden} is not divisible by {heads} heads"
-            raise Refused("hidden_size", what, f"set hidden_size: {even * heads}")
-        if self.kind == "filled" and given not in (None, even):
-            what = f"head_dim is {given}, but this class ignores it: its heads have hidden_size / heads = {even}"
-            raise Refused("head_dim", what, "remove head_dim")
-        head = given or even
+        if rest and (self.kind in ("filled", "even") or not head_dim):
+            message = f"hidden_size {hidden} is not divisible by {heads} heads"
+            raise Refused("hidden_size", message, f"set hidden_size: {even * heads}")
+        if self.kind == "filled" and head_dim not in (None, even):
+            message = f"head_dim is {head_dim}, but this class ignores it: its heads have hidden_size / heads = {even}"
+            raise Refused("head_dim", message, "remove head_dim")
+        head = head_dim or even
         return {"hidden_size": hidden, "kv_channels": None if head * heads == hidden else head}
 
     def write(self, model: ModelConfig) -> dict[str, Any]:

@@ -64,10 +64,10 @@ def items_from_file(path: Path) -> Benchmark:
     if not rows:
         raise DataError("the file has no items", str(path), _FIX)
     # The sort is stable: a task's items stay in the order of the file.
-    found = sorted(((_item(row, path, number), row) for number, row in rows), key=lambda one: one[0].task)
-    tasks = groupby(found, key=lambda one: one[0].task)
+    entries = sorted(((_item(row, path, number), row) for number, row in rows), key=lambda one: one[0].task)
+    tasks = groupby(entries, key=lambda one: one[0].task)
     digests = {task: rows_digest(row for _, row in some) for task, some in tasks}
-    return Benchmark(path.name, tuple(item for item, _ in found), digests)
+    return Benchmark(path.name, tuple(item for item, _ in entries), digests)
 
 
 def _item(row: Json, path: Path, number: int) -> Item:
@@ -79,6 +79,7 @@ def _item(row: Json, path: Path, number: int) -> Item:
 
 
 def _joined(question: str, answer: str) -> str:
+    # One space, which is lm-eval's default `target_delimiter`, unless one of the two brings white space.
     between = "" if not answer or question[-1:].isspace() or answer[:1].isspace() else " "
     return question + between + answer
 
@@ -120,20 +121,21 @@ def _made_text(row: Mapping[str, Any]) -> tuple[str, str]:
 def write_benchmarks(path: Path, benchmarks: Sequence[Benchmark]) -> None:
     """Write benchmarks to one file, so that all shards of a job look for the same items."""
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for one in benchmarks:
-            file.write(to_json({"suite": one.name, "digests": dict(one.digests)}) + "\n")
-            file.writelines(to_json(asdict(item)) + "\n" for item in one.items)
+        for benchmark in benchmarks:
+            file.write(to_json({"suite": benchmark.name, "digests": dict(benchmark.digests)}) + "\n")
+            file.writelines(to_json(asdict(item)) + "\n" for item in benchmark.items)
 
 
 def read_benchmarks(path: Path) -> list[Benchmark]:
     """Read what `write_benchmarks` wrote."""
-    found: list[tuple[Json, list[Item]]] = []
+    benchmarks: list[tuple[Json, list[Item]]] = []
     for row in _rows(path):
+        # A line with `suite` begins a benchmark, and the lines after it are its items.
         if "suite" in row:
-            found.append((row, []))
+            benchmarks.append((row, []))
         else:
-            found[-1][1].append(Item(**row))
-    return [Benchmark(head["suite"], tuple(items), head["digests"]) for head, items in found]
+            benchmarks[-1][1].append(Item(**row))
+    return [Benchmark(head["suite"], tuple(items), head["digests"]) for head, items in benchmarks]
 
 
 def _rows(path: Path) -> Iterator[Json]:

@@ -88,13 +88,15 @@ class Detector:
         """
         # Licences make up nearly all matches: without them the rest is small.
         matches = matches[self._distinctive[matches[:, 2]]]
-        held = np.unique(matches[:, [0, 2]].astype(np.int64), axis=0)
-        counts = self._begins[held[:, 1] + 1] - self._begins[held[:, 1]]
+        grams = np.unique(matches[:, [0, 2]].astype(np.int64), axis=0)
+        counts = self._begins[grams[:, 1] + 1] - self._begins[grams[:, 1]]
         # Each run stands for all pieces that have it.
         offsets = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        pieces = self._pieces[np.repeat(self._begins[held[:, 1]], counts) + offsets]
-        pairs, found = np.unique(np.stack([np.repeat(held[:, 0], counts), pieces], axis=1), axis=0, return_counts=True)
-        shares = found / self._totals[pairs[:, 1]]
+        pieces = self._pieces[np.repeat(self._begins[grams[:, 1]], counts) + offsets]
+        pairs, shared = np.unique(
+            np.stack([np.repeat(grams[:, 0], counts), pieces], axis=1), axis=0, return_counts=True
+        )
+        shares = shared / self._totals[pairs[:, 1]]
         enough = (shares >= self._share) & self.tellable[pairs[:, 1]]
         hits: dict[tuple[int, str, str, int], Hit] = {}
         for (document, piece), share in zip(pairs[enough].tolist(), shares[enough].tolist(), strict=True):
@@ -158,7 +160,7 @@ def detector_of(parts: Sequence[Path], index: Index, considered: Sequence[npt.ND
         assert len(mine) == count, f"{part} has {count} documents"
         matches = matches[mine[matches[:, 0]]]
         # A run that a document holds many times counts once.
-        held = np.unique(matches[:, 2].astype(np.int64) << 32 | matches[:, 0])
-        frequencies += np.bincount(held >> 32, minlength=index.grams)
+        grams = np.unique(matches[:, 2].astype(np.int64) << 32 | matches[:, 0])
+        frequencies += np.bincount(grams >> 32, minlength=index.grams)
         documents += int(mine.sum())
     return Detector(index, frequencies, documents)

@@ -104,8 +104,8 @@ class Index:
 
         Sorted by text and word.
         """
-        found = [self._matches(_words(texts[some]), some.start) for some in batches(texts)]
-        return np.concatenate([np.zeros((0, 3), np.uint32), *found])
+        rows = [self._matches(_words(texts[some]), some.start) for some in batches(texts)]
+        return np.concatenate([np.zeros((0, 3), np.uint32), *rows])
 
     def _matches(self, words: Words, first: int) -> Matches:
         hashes = words.ngrams(GRAM)

@@ -33,11 +33,11 @@ class MatchWriter:
 
     def add(self, texts: Sequence[str]) -> None:
         """Look at the next documents."""
-        found = self._index.matches(texts)
+        rows = self._index.matches(texts)
         # Of the shard, not of the batch; the reduce pass adds where the shard begins.
-        found[:, 0] += np.uint32(self._documents)
+        rows[:, 0] += np.uint32(self._documents)
         with naming(self._path / _FILE):
-            self._file.write(found.astype("<u4").tobytes())
+            self._file.write(rows.astype("<u4").tobytes())
         self._documents += len(texts)
 
     def close(self) -> None:

@@ -31,9 +31,9 @@ def buckets(chunks: Iterable[Records], total: int, scratch: Path) -> Iterator[Re
     # Twice as many parts as needed on average: keys are hashes, but equal ones stay together.
     bits = max(0, (2 * total - 1) // RECORDS).bit_length() if total > RECORDS else 0
     if not bits:
-        held = list(chunks)
-        if held:
-            yield np.concatenate(held)
+        bucket = list(chunks)
+        if bucket:
+            yield np.concatenate(bucket)
         return
     remove(scratch)  # of a process that was killed
     scratch.mkdir(parents=True)

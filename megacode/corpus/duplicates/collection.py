@@ -76,9 +76,9 @@ class Collection:
         for one in self.files:
             if one.method != self.files[0].method:
                 fix = "run the map pass of all shards with one recipe"
-                what = f"its signatures are of another kind than those in {self.files[0].path}"
-                raise DataError(what, str(one.path), fix)
-        self.starts = np.cumsum([0, *(one.documents for one in self.files)], dtype=np.int64)
+                message = f"its signatures are of another kind than those in {self.files[0].path}"
+                raise DataError(message, str(one.path), fix)
+        self.starts = np.cumsum([0, *(file.documents for file in self.files)], dtype=np.int64)
         self.total = int(self.starts[-1])
         if self.total >= _MOST:
             fix = "split the recipe by language or source, or drop more documents by filters"

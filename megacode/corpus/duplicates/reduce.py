@@ -178,8 +178,8 @@ class _State:
 
 
 def _identity(collection: Collection, threshold: float) -> str:
-    counts = [one.documents for one in collection.files]
-    methods = [one.method for one in collection.files[:1]]
+    counts = [file.documents for file in collection.files]
+    methods = [file.method for file in collection.files[:1]]
     places = [str(part.signatures.resolve()) for part in collection.parts]
     times = [(part.signatures / "method.json").stat().st_mtime_ns for part in collection.parts]
     return digest(to_json([threshold, counts, methods, places, times]))
@@ -227,8 +227,8 @@ def _compare_band(band: int, state: _State, collection: Collection, threshold: f
     state.save()
 
 
-def _pairs(found: list[npt.NDArray[np.uint32]]) -> npt.NDArray[np.uint32]:
-    return np.concatenate([np.zeros((2, 0), np.uint32), *found], axis=1)
+def _pairs(blocks: list[npt.NDArray[np.uint32]]) -> npt.NDArray[np.uint32]:
+    return np.concatenate([np.zeros((2, 0), np.uint32), *blocks], axis=1)
 
 
 def _settle(state: _State, collection: Collection, threshold: float, texts_of: TextsOf) -> None:

@@ -22,11 +22,11 @@ _CHARACTERS = 300
 TiersOf = Callable[[npt.NDArray[np.int64]], npt.NDArray[Any]]
 
 
-def duplicates_report(found: Duplicates, threshold: float, tiers_of: TiersOf, texts_of: TextsOf) -> Json:
+def duplicates_report(duplicates: Duplicates, threshold: float, tiers_of: TiersOf, texts_of: TextsOf) -> Json:
     """Return what was found.
 
     Args:
-        found: the duplicates.
+        duplicates: the duplicates.
         threshold: the similarity that they were found by.
         tiers_of: returns the tiers of some documents, by number.
         texts_of: reads documents by number, ascending.
@@ -35,20 +35,22 @@ def duplicates_report(found: Duplicates, threshold: float, tiers_of: TiersOf, te
         `documents`, `dropped` by reason, `between` tiers (dropped, kept, documents), `clusters` (number, and how many
         of 2, 3 to 4, 5 to 8, ... documents), `largest` clusters with samples of texts, `compared` pairs.
     """
-    dropped = found.dropped
-    roots = found.root[dropped].astype(np.int64)
+    dropped = duplicates.dropped
+    roots = duplicates.root[dropped].astype(np.int64)
     kept, counts = np.unique(roots, return_counts=True)
     sizes = counts + 1
     # Of equal sizes the first in the corpus: the report must not depend on how numpy sorts.
     largest = np.lexsort((kept, -sizes))[:_LARGEST]
-    reasons = np.bincount(found.why, minlength=len(REASONS))
+    reasons = np.bincount(duplicates.why, minlength=len(REASONS))
     return {
-        "documents": len(found.why),
+        "documents": len(duplicates.why),
         "dropped": {name: int(count) for name, count in list(zip(REASONS, reasons, strict=True))[1:]},
         "between": _between(tiers_of(dropped), tiers_of(roots)),
         "clusters": {"number": len(kept), "sizes": cluster_sizes(sizes)},
-        "largest": [_cluster(found, int(kept[one]), np.flatnonzero(roots == kept[one]), texts_of) for one in largest],
-        "compared": found.compared,
+        "largest": [
+            _cluster(duplicates, int(kept[one]), np.flatnonzero(roots == kept[one]), texts_of) for one in largest
+        ],
+        "compared": duplicates.compared,
         "threshold": threshold,
         "margin": MARGIN,
         "method": method(),
@@ -74,14 +76,14 @@ def cluster_sizes(sizes: npt.NDArray[np.int64]) -> list[Json]:
     ]
 
 
-def _cluster(found: Duplicates, kept: int, places: npt.NDArray[np.int64], texts_of: TextsOf) -> Json:
+def _cluster(duplicates: Duplicates, kept: int, places: npt.NDArray[np.int64], texts_of: TextsOf) -> Json:
     """Return a cluster, given the places of its members among the dropped documents."""
-    members = found.dropped[places]
+    members = duplicates.dropped[places]
     shown = sorted([kept, *members[:_SAMPLES].tolist()])
     texts = texts_of(np.array(shown, dtype=np.int64))
     samples = [{"document": one, "text": text[:_CHARACTERS]} for one, text in zip(shown, texts, strict=True)]
     # Far below the threshold it tells of a chain: each document near the next, the ends unlike each other.
-    lowest = round(float(found.estimates[places].min()), 3)
+    lowest = round(float(duplicates.estimates[places].min()), 3)
     return {"documents": len(members) + 1, "kept": kept, "lowest_estimate": lowest, "samples": samples}
 
 

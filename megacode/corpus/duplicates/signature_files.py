@@ -53,11 +53,11 @@ class SignatureWriter:
 
     def add(self, texts: Sequence[str]) -> None:
         """Hash the next documents."""
-        made = signatures(texts, self._shingle)
+        batch = signatures(texts, self._shingle)
         for field, (name, dtype, _) in _FILES.items():
-            self._put(name, getattr(made, field).astype(dtype))
-        self._put(_BANDS_BY_DOCUMENT, made.bands.astype("<u8"))
-        self._count += len(made)
+            self._put(name, getattr(batch, field).astype(dtype))
+        self._put(_BANDS_BY_DOCUMENT, batch.bands.astype("<u8"))
+        self._count += len(batch)
 
     def _put(self, name: str, values: npt.NDArray[Any]) -> None:
         with naming(self._path / name):

@@ -102,12 +102,13 @@ class FilterSettings(Thresholds):
         """Return the thresholds for documents of one extension (lower case, without the dot; may be empty)."""
         preset = _preset(self.preset)
         # Only what the recipe wrote down: an explicit null switches a rule off, an absent one keeps the preset's.
-        given = self.model_dump(exclude_unset=True, exclude={"preset", "by_extension"})
+        own = self.model_dump(exclude_unset=True, exclude={"preset", "by_extension"})
         exceptions = self.by_extension.get(extension)
         return Thresholds(
             **{
+                # Later ones win: the preset, the recipe, the preset's exceptions for this extension, the recipe's own.
                 **preset["thresholds"],
-                **given,
+                **own,
                 **preset.get("by_extension", {}).get(extension, {}),
                 **(exceptions.model_dump(exclude_unset=True) if exceptions else {}),
             }
@@ -117,8 +118,8 @@ class FilterSettings(Thresholds):
 @cache
 def presets() -> dict[str, Any]:
     """Return `presets.yaml`: thresholds by preset and extension, languages by kind."""
-    found: dict[str, Any] = yaml.safe_load(PRESETS.read_text(encoding="utf-8"))
-    return found
+    table: dict[str, Any] = yaml.safe_load(PRESETS.read_text(encoding="utf-8"))
+    return table
 
 
 def _preset(name: str) -> dict[str, Any]:
@@ -127,5 +128,5 @@ def _preset(name: str) -> dict[str, Any]:
         close = get_close_matches(name, known, n=1)
         fix = f"did you mean {close[0]!r}?" if close else f"the presets are {', '.join(known)}"
         raise ConfigError(f"unknown preset {name!r}", "filters.preset", fix)
-    found: dict[str, Any] = known[name]
-    return found
+    preset: dict[str, Any] = known[name]
+    return preset

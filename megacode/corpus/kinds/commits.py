@@ -71,22 +71,22 @@ class CommitSettings(RecordKeys):
 def commit_documents(batches: Iterator[Records], settings: CommitSettings, counts: Counts) -> Iterator[Document]:
     """Yield a document for each commit that is kept: old, subject and new with control tokens between them."""
     for row in rows_of(batches, settings.id):
-        found = _Commit.of(row, settings)
-        reason = "no text" if found is None else found.reason_to_drop()
-        if found is None or reason is not None:
+        commit = _Commit.of(row, settings)
+        reason = "no text" if commit is None else commit.reason_to_drop()
+        if commit is None or reason is not None:
             drop(counts, reason or "no text", row.record)
             continue
         # Both files are cut at the same distance from the change, so that they can be told to belong together.
-        old, new = found.shown()
+        old, new = commit.shown()
         parts = (
             Control("<commit_before>"),
             old,
             Control("<commit_msg>"),
-            found.subject,
+            commit.subject,
             Control("<commit_after>"),
             new,
         )
-        fields = row.fields(settings.old, settings.new, settings.id) | {"path": found.path}
+        fields = row.fields(settings.old, settings.new, settings.id) | {"path": commit.path}
         yield Document("".join(part for part in parts if isinstance(part, str)), row.id, fields, parts)
 
 
@@ -138,6 +138,7 @@ class _Commit:
 
     def _drawn_out(self, words: int) -> str | None:
         settings = self.settings
+        # Each rule draws by itself: a short change with a terse subject must pass both.
         short, long = self.changed_lines <= settings.few_lines, self.changed_lines >= settings.many_lines
         if (short or long) and self._draw("size") >= settings.keep_extreme:
             return "drawn out: short change" if short else "drawn out: long change"
@@ -153,6 +154,7 @@ class _Commit:
         if self._draw("whole") < self.settings.whole_files:
             return self.old, self.new
         before, after = (int(self._draw(side) * (self.settings.most_context + 1)) for side in ("before", "after"))
+        # `head` and `tail` count lines that both files share, so the same cut is valid for both.
         first, left = max(0, self.head - before), max(0, self.tail - after)
         return "".join(self.old_lines[first : len(self.old_lines) - left]), "".join(
             self.new_lines[first : len(self.new_lines) - left]

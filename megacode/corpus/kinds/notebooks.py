@@ -93,14 +93,14 @@ def notebook_file(path: Path) -> Records:
 
 def _notebook(row: Row, settings: NotebookSettings) -> dict[str, Any] | str:
     """Return a record's notebook, or the reason why there is none."""
-    found = row.record.text if isinstance(row.record, FileRecord) else field_of(row.record, settings.text)
-    if found is None and ("cells" in row.record or "worksheets" in row.record):
-        found = row.record
-    if isinstance(found, str):
-        found = _parsed(found)
-    if found is None:
+    notebook = row.record.text if isinstance(row.record, FileRecord) else field_of(row.record, settings.text)
+    if notebook is None and ("cells" in row.record or "worksheets" in row.record):
+        notebook = row.record
+    if isinstance(notebook, str):
+        notebook = _parsed(notebook)
+    if notebook is None:
         return "not JSON"
-    return found if isinstance(found, dict) else "not a notebook"
+    return notebook if isinstance(notebook, dict) else "not a notebook"
 
 
 def _parsed(text: str) -> Any:
@@ -119,12 +119,12 @@ def language_of(notebook: dict[str, Any]) -> str:
     """Return the language of a notebook's kernel in lower case; empty if it does not say."""
     metadata = notebook.get("metadata")
     for keys in (("kernelspec", "language"), ("language_info", "name"), ("language",), ("kernelspec", "name")):
-        found = metadata
+        value = metadata
         for key in keys:
-            found = found.get(key) if isinstance(found, dict) else None
-        if isinstance(found, str) and found:
+            value = value.get(key) if isinstance(value, dict) else None
+        if isinstance(value, str) and value:
             # Kernels are named python3 and the like.
-            return found.lower().rstrip("0123456789.")
+            return value.lower().rstrip("0123456789.")
     # Version 3 names the language in each code cell.
     named = (cell.get("language") for cell in _raw_cells(notebook))
     return next((name.lower() for name in named if isinstance(name, str)), "")
@@ -194,12 +194,12 @@ def _output_text(output: dict[str, Any]) -> str:
 
 def merged(cells: Iterator[NotebookCell]) -> list[NotebookCell]:
     """Return the cells with neighbours of one kind made one; its output is the last one that is not empty."""
-    found: list[NotebookCell] = []
+    cells_out: list[NotebookCell] = []
     for kind, group in groupby(cells, key=lambda cell: cell.kind):
         block = list(group)
         output = next((cell.output for cell in reversed(block) if cell.output), "")
-        found.append(NotebookCell(kind, "\n".join(cell.source for cell in block), output))
-    return found
+        cells_out.append(NotebookCell(kind, "\n".join(cell.source for cell in block), output))
+    return cells_out
 
 
 def structured(cells: list[NotebookCell]) -> tuple[Part, ...]:

@@ -55,8 +55,8 @@ class Row:
 
     def text(self, key: str) -> str | None:
         """Return the text under a key; None if there is none, or something else."""
-        found = field_of(self.record, key)
-        return found if isinstance(found, str) else None
+        value = field_of(self.record, key)
+        return value if isinstance(value, str) else None
 
 
 def rows_of(batches: Iterator[Records], key: str) -> Iterator[Row]:

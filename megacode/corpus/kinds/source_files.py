@@ -71,6 +71,7 @@ class Languages:
         wanted = known if settings.languages is None else {n: known[n] for n in settings.languages if n in known}
         self._extensions = {extension: name for name, row in wanted.items() for extension in row["extensions"]}
         self._names = {file: name for name, row in wanted.items() for file in row.get("names", ())}
+        # A user's own languages are wanted, or they would not be named; they may take over an extension.
         for name, extensions in settings.more_languages.items():
             self._extensions |= {extension.lower().removeprefix("."): name for extension in extensions}
 
@@ -129,6 +130,7 @@ def with_metadata(document: Document, row: Row, settings: SourceFileSettings) ->
             parts += [Control(token), value]
     if parts:
         document.parts = (*parts, "\n" + document.text)
+        # Control tokens are no text: filters, hashes and cards see only what stands between them.
         document.text = "".join(part for part in document.parts if isinstance(part, str))
     return document
 

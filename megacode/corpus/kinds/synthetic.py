@@ -63,8 +63,10 @@ def synthetic_documents(batches: Iterator[Records], settings: SyntheticSettings,
     """
     # In the recipe, not on the command line: whoever reads the recipe must see that it runs foreign code.
     if not settings.run_generated_code:
-        what = "the kind synthetic runs the programs of its input, which must be allowed"
-        raise ConfigError(what, "settings.run_generated_code", "set it to true, on a machine or in a container for it")
+        message = "the kind synthetic runs the programs of its input, which must be allowed"
+        raise ConfigError(
+            message, "settings.run_generated_code", "set it to true, on a machine or in a container for it"
+        )
     limits = SandboxLimits(
         wall_seconds=settings.wall_seconds,
         cpu_seconds=settings.cpu_seconds,
@@ -99,10 +101,10 @@ def _verified(
 
 
 def _tests(row: Row, settings: SyntheticSettings) -> str | None:
-    found: Any = field_of(row.record, settings.tests)
-    if isinstance(found, list) and all(isinstance(line, str) for line in found):
-        return "\n".join(found)
-    return found if isinstance(found, str) else None
+    tests: Any = field_of(row.record, settings.tests)
+    if isinstance(tests, list) and all(isinstance(line, str) for line in tests):
+        return "\n".join(tests)
+    return tests if isinstance(tests, str) else None
 
 
 def reason_to_drop(sandbox: Sandbox, solution: str, tests: str, limits: SandboxLimits | None = None) -> str | None:
@@ -139,8 +141,8 @@ def _refuse_broken_sandbox(sandbox: Sandbox, limits: SandboxLimits) -> None:
     # Without this, a node with too little memory would drop its share of the solutions as wrong, and end well.
     outcome = sandbox.run("pass", limits)
     if not outcome.passed:
-        what = f"programs cannot be run here: one that does nothing ends with {outcome.reason!r}"
-        raise ConfigError(what, "settings.memory_mib", "raise the limits, or look for those of the job (ulimit -a)")
+        message = f"programs cannot be run here: one that does nothing ends with {outcome.reason!r}"
+        raise ConfigError(message, "settings.memory_mib", "raise the limits, or look for those of the job (ulimit -a)")
 
 
 def _emptied(solution: str) -> str | None:

@@ -35,8 +35,8 @@ def collect_sources(recipe: Recipe, *, alone: bool) -> dict[str, Path]:
         return {}
     place = CorpusDir(recipe.directory).collected
     if not alone and not (place / REPORT).exists():
-        what = "the files of this machine have not been collected yet"
-        raise ConfigError(what, str(place), "run --pass prepare first, on the machine whose files are meant")
+        message = "the files of this machine have not been collected yet"
+        raise ConfigError(message, str(place), "run --pass prepare first, on the machine whose files are meant")
     if alone:
         _collect(recipe, sources, place)
     return collected_files(recipe)
@@ -57,6 +57,7 @@ def wanted_bytes(recipe: Recipe, name: str) -> int:
 
 def _collect(recipe: Recipe, sources: dict[str, RecipeSource], place: Path) -> None:
     limits = {_files(name, one): wanted_bytes(recipe, name) for name, one in sources.items()}
+    # One search for all sources: a disk is walked once.
     roots = sorted({Path(root) for one in sources.values() for root in one.inputs}) or None
     done: dict[str, int] = {}
     with bar("collect", sum(limits.values()), size=True) as advance:

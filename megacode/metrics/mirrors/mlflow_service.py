@@ -44,11 +44,12 @@ class MlflowService:
     def open(self, curve: MirroredCurve) -> int | None:
         self._curve = curve
         experiment = self._experiment()
-        found = self._client.search_runs([experiment], f"tags.`{_ID}` = '{curve.unique}'", max_results=1)
-        if found:
-            self._client.update_run(found[0].info.run_id, status="RUNNING")
+        runs = self._client.search_runs([experiment], f"tags.`{_ID}` = '{curve.unique}'", max_results=1)
+        # The last start marked it as ended.
+        if runs:
+            self._client.update_run(runs[0].info.run_id, status="RUNNING")
         tags = {_ID: curve.unique, "megacode.run_directory": str(curve.run.path.absolute())}
-        run = found[0] if found else self._client.create_run(experiment, run_name=self._name, tags=tags)
+        run = runs[0] if runs else self._client.create_run(experiment, run_name=self._name, tags=tags)
         self._run = run.info.run_id
         self._describe(run.data.params)
         return None
@@ -60,6 +61,7 @@ class MlflowService:
 
     def close(self, *, left: bool, finished: bool) -> None:
         if left:
+            # Not deleted: what a rollback abandoned may be the very thing that somebody wants to look at.
             self._client.set_tag(self._run, "megacode.superseded", "true")
         self._client.set_terminated(self._run, "FINISHED" if finished and not left else "KILLED")
 
@@ -70,8 +72,8 @@ class MlflowService:
 
     def _experiment(self) -> str:
         name = self._settings.experiment
-        found = self._client.get_experiment_by_name(name)
-        return str(found.experiment_id if found is not None else self._client.create_experiment(name))
+        experiment = self._client.get_experiment_by_name(name)
+        return str(experiment.experiment_id if experiment is not None else self._client.create_experiment(name))
 
     def _describe(self, known: dict[str, str]) -> None:
         """Record the config as parameters; a parameter cannot change, so a later value becomes a tag."""
@@ -92,12 +94,14 @@ class MlflowService:
         assert self._curve is not None
         step = self._curve.axes(row)[self._settings.x_axis]
         for name, value in values(row):
+            # MLflow counts time in milliseconds.
             yield Metric(_OTHER.sub("_", "/".join(name)), value, int(row.time * 1000), step)
 
 
 def _flat(value: Any, above: str = "") -> Iterator[tuple[str, str]]:
     """Yield all settings of a config by their dotted name."""
     if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        # Phases are a list of sections: `phases.0.blend.code`.
         value = dict(enumerate(value))
     if not isinstance(value, dict):
         yield _OTHER.sub("_", above), str(value)[:_LONGEST]

@@ -62,7 +62,7 @@ class OtlpService:
             for name, attributes, value in self._gauges(row):
                 point = export.NumberDataPoint(attributes, 0, int(row.time * 1e9), value)
                 points.setdefault(name, []).append(point)
-        gauges = [export.Metric(name, "", _unit(name), export.Gauge(made)) for name, made in points.items()]
+        gauges = [export.Metric(name, "", _unit(name), export.Gauge(series)) for name, series in points.items()]
         scope = export.ScopeMetrics(InstrumentationScope("megacode", megacode.__version__), gauges, "")
         data = export.MetricsData([export.ResourceMetrics(self._resource, [scope], "")])
         if self._exporter.export(data) is not export.MetricExportResult.SUCCESS:

@@ -83,8 +83,8 @@ class Mirror:
         try:
             self._lock.acquire()
         except LaunchError as error:
-            what = f"another process sends this run to {name}"
-            raise LaunchError(what, str(place.lock), "wait until it ends") from error
+            message = f"another process sends this run to {name}"
+            raise LaunchError(message, str(place.lock), "wait until it ends") from error
         self._make: Callable[[], MirrorService] = lambda: _service(settings, name)
         self._service: MirrorService | None = None
         self._curve, self._sent, self._noted = 0, 0, (0, 0)
@@ -142,9 +142,9 @@ class Mirror:
         try:
             yield
         except Exception as error:  # each library has its own exceptions, and those of what it is built on
-            said = " ".join(str(error).split())[:_LONGEST_MESSAGE]
-            what = f"{type(error).__name__}: {said}" if said else type(error).__name__
-            raise MirrorError(what, self._name) from error
+            text = " ".join(str(error).split())[:_LONGEST_MESSAGE]
+            message = f"{type(error).__name__}: {text}" if text else type(error).__name__
+            raise MirrorError(message, self._name) from error
 
     @property
     def _opened(self) -> MirrorService:

@@ -41,7 +41,7 @@ class SourceLoss:
 def clock(key: str, arm: str, losses: Sequence[SourceLoss], spans: Sequence[Span],
           ends: tuple[float, float]) -> Figure:  # fmt: skip
     """Return the losses of an arm; all arms have the range `ends`, so that heights can be compared."""
-    kept = [one for one in losses if any(map(math.isfinite, one.loss))]
+    kept = [loss for loss in losses if any(map(math.isfinite, loss.loss))]
     if not kept:
         return Figure(key, arm, "", missing="It has not been trained yet.", follows=False)
     stop = max([span.stop for span in spans] + [x for one in kept for x in one.tokens])

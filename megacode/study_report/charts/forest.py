@@ -39,7 +39,7 @@ class Effect:
         wide_high: its upper end.
         verdict: a key of `VERDICTS`.
         text: the difference as printed.
-        said: the whole comparison in words.
+        tooltip: the whole comparison in words.
         href: where the numbers come from; may be empty.
         paper: the paper's difference; nan if there is none.
     """
@@ -51,7 +51,7 @@ class Effect:
     wide_high: float
     verdict: str
     text: str
-    said: str = ""
+    tooltip: str = ""
     href: str = ""
     paper: float = math.nan
 
@@ -101,13 +101,13 @@ def forest(rows: Sequence[ForestRow], panels: Sequence[ForestPanel], level: floa
 
 def _legend(rows: Sequence[ForestRow], panels: Sequence[ForestPanel]) -> list[Entry]:
     # Only what occurs: a legend of everything would have to be searched.
-    found = {effect.verdict for row in rows for effect in row.effects.values()}
+    verdicts = {effect.verdict for row in rows for effect in row.effects.values()}
     texts = {"better": "better", "worse": "worse", "higher": "higher", "lower": "lower", "equal": "equal within margin",
              "": "not distinguishable"}  # fmt: skip
     entries = [
         Entry(text, VERDICTS[key][0], f"{VERDICTS[key][1]} {VERDICTS[key][2]}")
         for key, text in texts.items()
-        if key in found
+        if key in verdicts
     ]
     if any(math.isfinite(effect.paper) for row in rows for effect in row.effects.values()):
         entries.append(Entry("the paper's value", "ink", "diamond hollow"))
@@ -159,9 +159,9 @@ def _band(rows: Sequence[ForestRow], panels: Sequence[ForestPanel], place: Panel
 
 def _panel(rows: Sequence[ForestRow], centres: Sequence[float], panel: ForestPanel, left: float, right: float,
            top: float, bottom: float) -> Markup:  # fmt: skip
-    found = [row.effects[panel.key] for row in rows if panel.key in row.effects]
-    ends = [v for e in found for v in (e.low, e.high, e.wide_low, e.wide_high)]
-    points = [v for e in found for v in (e.difference, e.paper)]
+    effects = [row.effects[panel.key] for row in rows if panel.key in row.effects]
+    ends = [v for e in effects for v in (e.low, e.high, e.wide_low, e.wide_high)]
+    points = [v for e in effects for v in (e.difference, e.paper)]
     # A margin outside of the panel would look like none.
     points += [-panel.margin, panel.margin]
     scale = Scale(*reach(points, ends), left, right - FIGURES)
@@ -194,7 +194,7 @@ def _effect(effect: Effect, scale: Scale, y: float, right: float) -> Markup:
         paper,
         label(effect.text, right, y + 4, css=strong, anchor="end"),
     ]
-    return linked(effect.href, tip(effect.said) if effect.said else None, *parts)
+    return linked(effect.href, tip(effect.tooltip) if effect.tooltip else None, *parts)
 
 
 def _interval(scale: Scale, low: float, high: float, y: float, css: str) -> Markup | None:

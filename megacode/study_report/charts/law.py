@@ -21,7 +21,7 @@ class LawPoint:
     measured: float
     fitted: float
     left_out: float
-    said: str = ""
+    tooltip: str = ""
     href: str = ""
 
 
@@ -64,4 +64,4 @@ def _arm(point: LawPoint, frame: Frame) -> Markup:
     if len(ends) == 2:
         line = element("line", class_="drop", x1=x, x2=x, y1=frame.y(ends[0][0]), y2=frame.y(ends[1][0]))
     marks = [mark(shape, x, frame.y(v), 4.2, css=css) for v, shape, css in ends]
-    return linked(point.href, tip(point.said or point.arm), line, *marks)
+    return linked(point.href, tip(point.tooltip or point.arm), line, *marks)

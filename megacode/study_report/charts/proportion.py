@@ -24,7 +24,7 @@ class SharePoint:
         low: lower end of its interval; nan where there is none.
         high: its upper end.
         seeds: the score of each seed.
-        said: tooltip.
+        tooltip: text under the pointer.
         href: where the numbers come from.
         paper: the paper's score; nan if there is none.
     """
@@ -35,7 +35,7 @@ class SharePoint:
     low: float = math.nan
     high: float = math.nan
     seeds: Sequence[float] = ()
-    said: str = ""
+    tooltip: str = ""
     href: str = ""
     paper: float = math.nan
 
@@ -82,7 +82,7 @@ def _drawing(points: Sequence[SharePoint], below: str, unit: str, css: str, titl
         path([(frame.x(p.share), frame.y(p.value)) for p in points], class_=f"line {css}"),
     ]
     parts += [_arm(p, frame, css) for p in points]
-    described = "; ".join(p.said or f"{p.name}: {plain(p.value)}" for p in points)
+    described = "; ".join(p.tooltip or f"{p.name}: {plain(p.value)}" for p in points)
     return drawing(width, height, title, *parts, described=described, class_="half")
 
 
@@ -104,4 +104,4 @@ def _arm(point: SharePoint, frame: Frame, css: str) -> Markup:
     # Beside the mean, not on it: three seeds would hide behind its mark.
     rings = [mark("circle", x + 8, frame.y(seed), 2.4, css=f"hollow {css}") for seed in point.seeds]
     dot = mark("circle", x, y, 4.4, css=f"solid {css}")
-    return linked(point.href, tip(point.said or point.name), spread, dot, *rings, paper)
+    return linked(point.href, tip(point.tooltip or point.name), spread, dot, *rings, paper)

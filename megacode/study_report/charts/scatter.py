@@ -27,7 +27,7 @@ class ScatterPoint:
         y: its place, upwards.
         y_low: lower end.
         y_high: upper end.
-        said: tooltip.
+        tooltip: text under the pointer.
         href: where the numbers come from.
         after: position in the list of the point that this one continues from, such as before its cooldown; None: none.
         paper: whether it is a value of the paper.
@@ -41,7 +41,7 @@ class ScatterPoint:
     x_high: float = math.nan
     y_low: float = math.nan
     y_high: float = math.nan
-    said: str = ""
+    tooltip: str = ""
     href: str = ""
     after: int | None = None
     paper: bool = False
@@ -123,7 +123,7 @@ def _drawing(points: Sequence[ScatterPoint], axes: ScatterAxes, size: tuple[int,
     parts += [_arrow(places[p.after], at) for p, at in zip(points, places, strict=True) if p.after is not None]
     parts += [_point(p, frame) for p in points if _is_shown(p)]
     parts += _names(points, places, frame, frontier)
-    described = "; ".join(point.said or point.name for point in points if _is_shown(point))
+    described = "; ".join(point.tooltip or point.name for point in points if _is_shown(point))
     shape = "wide" if size == WIDE else "narrow"
     return drawing(frame.width, frame.height, title, *parts, described=described, class_=shape)
 
@@ -146,14 +146,14 @@ def _frame(points: Sequence[ScatterPoint], axes: ScatterAxes, size: tuple[int, i
 def _point(point: ScatterPoint, frame: Frame) -> Markup:
     x, y = frame.x(point.x), frame.y(point.y)
     if point.paper:
-        return element("g", tip(point.said) if point.said else None, mark("diamond", x, y, 4.6, css="hollow ink"))
+        return element("g", tip(point.tooltip) if point.tooltip else None, mark("diamond", x, y, 4.6, css="hollow ink"))
     css = "ink" if point.baseline else "s0"
     shape = "square" if point.baseline else "circle"
     crosses = [
         whisker((frame.x(point.x_low), y), (frame.x(point.x_high), y), f"cross {css}"),
         whisker((x, frame.y(point.y_low)), (x, frame.y(point.y_high)), f"cross {css}"),
     ]
-    return linked(point.href, tip(point.said or point.name), *crosses, mark(shape, x, y, 4.6, css=f"solid {css}"))
+    return linked(point.href, tip(point.tooltip or point.name), *crosses, mark(shape, x, y, 4.6, css=f"solid {css}"))
 
 
 def _arrow(start: tuple[float, float], stop: tuple[float, float]) -> Markup | None:

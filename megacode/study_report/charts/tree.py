@@ -31,7 +31,7 @@ class TreeBar:
         trained: seeds that are trained.
         seeds: all seeds.
         state: in words.
-        said: tooltip.
+        tooltip: text under the pointer.
         href: its run.
     """
 
@@ -46,7 +46,7 @@ class TreeBar:
     trained: int
     seeds: int
     state: str = ""
-    said: str = ""
+    tooltip: str = ""
     href: str = ""
 
 
@@ -95,7 +95,7 @@ def _drawing(nodes: Sequence[TreeBar], sources: Sequence[str], width: int) -> Ma
     for node in nodes:
         parts.append(_bar(node, sources, x, tops[node.key]))
         parts.append(_texts(node, x, tops[node.key], width))
-    described = "; ".join(node.said or node.phase for node in nodes)
+    described = "; ".join(node.tooltip or node.phase for node in nodes)
     return drawing(width, bottom + 24, "Tree of the study", *parts, described=described,
                    class_="wide" if wide else "narrow")  # fmt: skip
 
@@ -133,7 +133,7 @@ def _elbow(node: TreeBar, tops: Mapping[str, float], x: Scale) -> Markup | None:
 def _bar(node: TreeBar, sources: Sequence[str], x: Scale, top: float) -> Markup:
     left, right = x(node.start), x(node.stop)
     shape: dict[str, object] = {"x": left + 1, "width": max(right - left - 2, 2.0)}
-    parts: list[object] = [tip(node.said or node.phase)]
+    parts: list[object] = [tip(node.tooltip or node.phase)]
     # From the bottom up: the first source, usually text, is the ground.
     at = top + BAR
     total = sum(node.blend.values()) or 1.0

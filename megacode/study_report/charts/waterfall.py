@@ -24,14 +24,14 @@ class Stair:
         phase: its name.
         values: score by the key of a panel; absent where it was not scored.
         texts: the score as printed, by the key of a panel.
-        said: tooltip.
+        tooltip: text under the pointer.
         href: where the numbers come from.
     """
 
     phase: str
     values: Mapping[str, float]
     texts: Mapping[str, str]
-    said: str = ""
+    tooltip: str = ""
     href: str = ""
 
 
@@ -78,7 +78,7 @@ def _drawing(arms: Sequence[Stairs], panels: Sequence[StairPanel], width: int) -
     for band in bands_of(panels, place):
         drawn, top = _band(arms, band, place, top)
         parts.append(drawn)
-    described = "; ".join(step.said for arm in arms for step in arm.steps if step.said)
+    described = "; ".join(step.tooltip for arm in arms for step in arm.steps if step.tooltip)
     return drawing(width, top, "Score after each phase", *parts, described=described,
                    class_="wide" if width == WIDE else "narrow")  # fmt: skip
 
@@ -131,7 +131,7 @@ def _step(step: Stair, panel: StairPanel, scale: Scale, before: float, top: floa
     x, y = scale(value), top + STEP / 2
     text = label(step.texts.get(panel.key, ""), right, y + 4, css=css_text, anchor="end")
     tick = element("line", class_="stair", x1=x, x2=x, y1=y - 6, y2=y + 6)
-    hint = tip(step.said) if step.said else None
+    hint = tip(step.tooltip) if step.tooltip else None
     if math.isnan(before):
         dot = element("rect", class_="solid ink", x=x - 4, y=y - 4, width=8, height=8)
         return linked(step.href, hint, dot, text)

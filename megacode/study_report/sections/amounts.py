@@ -41,10 +41,10 @@ def _share_point(index: ReportIndex, arm: str, metric: str, share: float) -> Sha
         return SharePoint(index.short(arm), share, math.nan, paper=papers)
     seeds = [index.scaled(metric, value) for value in row["by_seed"].values()]
     value, low, high = _ends(index, row)
-    said = f"{_said(index, row)}\n{index.said(arm)}"
+    hover = f"{_said(index, row)}\n{index.said(arm)}"
     # One seed is its own mean: a dot beside it would add nothing.
     dots = seeds if len(seeds) > 1 else []
-    return SharePoint(index.short(arm), share, value, low, high, dots, said, index.where(arm), papers)
+    return SharePoint(index.short(arm), share, value, low, high, dots, hover, index.where(arm), papers)
 
 
 def _said(index: ReportIndex, row: ScoreRow) -> str:
@@ -64,7 +64,7 @@ def pareto_figures(index: ReportIndex) -> list[Figure]:
         points = [_point(index, arm, chart["x"], chart["y"], before.get(arm)) for arm in chart["arms"]]
         # The paper's points come last, so that positions of arms stay as they are.
         points += [
-            ScatterPoint(index.short(arm), x, y, paper=True, said=f"the paper, {index.short(arm)}: {x:.1f}, {y:.1f}")
+            ScatterPoint(index.short(arm), x, y, paper=True, tooltip=f"the paper, {index.short(arm)}: {x:.1f}, {y:.1f}")
             for arm in chart["arms"]
             if (x := index.paper.get((arm, chart["x"]))) is not None
             and (y := index.paper.get((arm, chart["y"]))) is not None
@@ -93,10 +93,10 @@ def _point(index: ReportIndex, arm: str, x: str, y: str, after: int | None) -> S
     across, up = index.scores.get((arm, x)), index.scores.get((arm, y))
     if across is None or up is None:
         return ScatterPoint(index.bare(arm), math.nan, math.nan)
-    said = f"{_said(index, across)}; {_said(index, up)}\n{index.said(arm)}"
+    hover = f"{_said(index, across)}; {_said(index, up)}\n{index.said(arm)}"
     return ScatterPoint(
         index.bare(arm), *_ends(index, across)[:1], *_ends(index, up)[:1], *_ends(index, across)[1:],
-        *_ends(index, up)[1:], said, index.where(arm), after, baseline=index.arms[arm]["is_baseline"],
+        *_ends(index, up)[1:], hover, index.where(arm), after, baseline=index.arms[arm]["is_baseline"],
     )  # fmt: skip
 
 
@@ -131,7 +131,7 @@ def _gain_point(index: ReportIndex, arm: str, metric: str, flops: float, score: 
     row = index.scores.get((arm, metric))
     value, low, high = _ends(index, row) if row else (index.scaled(metric, score), math.nan, math.nan)
     tokens = f", {format_count(index.arms[arm]['tokens'])} tokens" if arm in index.arms else ""
-    said = f"{index.short(arm)}: {index.show(metric, score)} for {scientific(flops)} FLOPs{tokens}\n{index.said(arm)}"
+    hover = f"{index.short(arm)}: {index.show(metric, score)} for {scientific(flops)} FLOPs{tokens}\n{index.said(arm)}"
     base = arm in index.arms and index.arms[arm]["is_baseline"]
-    return ScatterPoint(index.short(arm), flops, value, y_low=low, y_high=high, said=said, href=index.where(arm),
+    return ScatterPoint(index.short(arm), flops, value, y_low=low, y_high=high, tooltip=hover, href=index.where(arm),
                         baseline=base)  # fmt: skip

@@ -34,14 +34,14 @@ def cards(index: ReportIndex) -> list[dict[str, str]]:
     document = index.document
     primary = [row for row in document["comparisons"] if row["family"] == "primary"]
     # Only the family that was declared: the rest was not asked in advance.
-    found = sum(row["distinguishable"] for row in primary)
+    distinguishable = sum(row["distinguishable"] for row in primary)
     tokens = document["tree"].get("tokens") or {}
     # Compared with a run a row, the honest saving: nobody trains an arm again that another one goes through.
     shared, alone = tokens.get("tree") or 0, tokens.get("rows") or 0
     saved = f"{100 * (1 - shared / alone):.0f} % less than a run a row" if alone > shared else "as many as a run a row"
     flags = sum(bool(row["flags"]) for row in document["arms"])
     return [
-        _card("Distinguishable", f"{found} of {len(primary)}" if primary else NOTHING,
+        _card("Distinguishable", f"{distinguishable} of {len(primary)}" if primary else NOTHING,
               "differences of the primary family, corrected together" if primary else "nothing is compared yet"),
         _visible(index),
         _card("Tokens of all runs", format_count(shared) if shared else NOTHING, saved),

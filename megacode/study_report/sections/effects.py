@@ -149,11 +149,11 @@ def _cell(index: ReportIndex, arm: str, metric: str, verdict: str) -> dict[str, 
     seeds = ", ".join(
         f"seed {seed} {fixed(index.scaled(metric, value), places)}" for seed, value in row["by_seed"].items()
     )
-    said = f"{seeds}\n{index.said(arm)}"
+    hover = f"{seeds}\n{index.said(arm)}"
     # Bold only what is better after the correction: the largest of many scores is often luck.
     css = "best" if verdict == "better" else ""
     return {
-        "number": Number(score_text(row, index.metrics[metric], half=False), note, index.where(arm), said, css),
+        "number": Number(score_text(row, index.metrics[metric], half=False), note, index.where(arm), hover, css),
         "paper": papers,
         "verdict": _WORDS[verdict] if verdict else "",
         "mark": " ".join(VERDICTS[verdict]) if verdict else "",

@@ -36,8 +36,8 @@ def _target(index: ReportIndex, number: int, target: Mapping[str, Any], rows: li
         values = (score, *(score - sign * fit[key][name] for key in ("residuals", "left_out_residuals")))
         measured, fitted, left_out = (index.scaled(metric, value) for value in values)
         told = [fixed(value, index.places_of(metric)) for value in (measured, fitted, left_out)]
-        said = f"{index.short(name)}: measured {told[0]}, fitted {told[1]}, left out {told[2]}"
-        points.append(LawPoint(index.short(name), measured, fitted, left_out, said, index.where(name)))
+        hover = f"{index.short(name)}: measured {told[0]}, fitted {told[1]}, left out {told[2]}"
+        points.append(LawPoint(index.short(name), measured, fitted, left_out, hover, index.where(name)))
     note = f"left out, R² = {fit['left_out_r2']:.3f}" if math.isfinite(fit["left_out_r2"]) else ""
     return law(f"law-{number}", index.title(metric), index.unit(metric) or "score", points, note)
 

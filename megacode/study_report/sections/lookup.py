@@ -49,7 +49,7 @@ class ReportIndex:
         models: dict[str, list[ModelRow]] = {row["name"]: [] for row in document["arms"]}
         for model in document["models"]:
             models.setdefault(model["arm"], []).append(model)
-        found = {
+        rows_by_key = {
             "arms": {row["name"]: row for row in document["arms"]},
             "metrics": {row["metric"]: row for row in document["metrics"]},
             "scores": {(row["arm"], row["metric"]): row for row in document["scores"]},
@@ -59,7 +59,7 @@ class ReportIndex:
             "numbers": {name: number for number, name in enumerate(models)},
         }
         # Frozen, so that no section changes what the next one reads.
-        for name, rows in found.items():
+        for name, rows in rows_by_key.items():
             object.__setattr__(self, name, rows)
 
     def names(self) -> list[str]:

@@ -20,13 +20,13 @@ def exposure(index: ReportIndex) -> dict[str, Any]:
     for row in rows:
         by_arm.setdefault(row["arm"], {})[row["source"]] = row
     table = []
-    for arm, found in by_arm.items():
-        total = sum(row["samples"] for row in found.values()) or 1
-        cells = [_exposed(found.get(source), total) for source in sources]
+    for arm, arm_rows in by_arm.items():
+        total = sum(row["samples"] for row in arm_rows.values()) or 1
+        cells = [_exposed(arm_rows.get(source), total) for source in sources]
         parts = [
-            {"css": colour(index.sources.index(name)), "width": round(100 * found[name]["samples"] / total, 2)}
+            {"css": colour(index.sources.index(name)), "width": round(100 * arm_rows[name]["samples"] / total, 2)}
             for name in sources
-            if name in found
+            if name in arm_rows
         ]
         tokens = format_count(index.arms[arm]["tokens"]) if arm in index.arms else ""
         table.append({"arm": index.short(arm), "href": index.where(arm), "tokens": tokens, "parts": parts,
@@ -56,7 +56,7 @@ def matches(index: ReportIndex) -> list[dict[str, Any]]:
 def _match(index: ReportIndex, row: dict[str, Any]) -> dict[str, Any]:
     names = [index.short(arm) for arm in row["arms"]]
     # What was claimed decides what was proven.
-    what = f"the last phase, {row['end']}" if row.get("end") else "samples of every source, and the windows read"
+    message = f"the last phase, {row['end']}" if row.get("end") else "samples of every source, and the windows read"
     samples = row.get("samples_by_source") or {}
     sources = list(dict.fromkeys(source for counts in samples.values() for source in counts))
     table = [
@@ -65,7 +65,7 @@ def _match(index: ReportIndex, row: dict[str, Any]) -> dict[str, Any]:
     ]
     return {
         "equal": bool(row["equal"]),
-        "words": f"{', '.join(names)}: {what}",
+        "words": f"{', '.join(names)}: {message}",
         "problems": [str(problem) for problem in row.get("problems") or []],
         "sources": sources,
         "rows": table,

@@ -30,8 +30,8 @@ def waterfall_figure(index: ReportIndex) -> Figure:
         if not any(len(other) > len(path) and other[: len(path)] == path for other in paths)
     ]
     # A declared metric may be scored at no phase's end: its panel would be empty.
-    found = {metric for row in whole for step in row["steps"] for metric in step["values"]}
-    metrics = [metric for metric in index.declared() or index.primary() if metric in found][:MOST_PANELS]
+    measured = {metric for row in whole for step in row["steps"] for metric in step["values"]}
+    metrics = [metric for metric in index.declared() or index.primary() if metric in measured][:MOST_PANELS]
     panels = [
         StairPanel(metric, index.title(metric).removesuffix(" (mean)"), index.unit(metric), index.better(metric))
         for metric in metrics
@@ -48,9 +48,9 @@ def _stair(index: ReportIndex, arm: str, step: WaterfallStep, metrics: Sequence[
     texts = {metric: index.show(metric, value) for metric, value in values.items()}
     told = ", ".join(f"{index.title(metric)} {text}" for metric, text in texts.items())
     files = "; ".join(f"{key}: {file}" for key, file in step["files"].items())
-    said = f"{index.short(arm)} after {step['phase']} ({format_count(step['tokens'])} tokens): {told or 'not scored'}"
+    hover = f"{index.short(arm)} after {step['phase']} ({format_count(step['tokens'])} tokens): {told or 'not scored'}"
     shown = {metric: index.scaled(metric, value) for metric, value in values.items()}
-    return Stair(step["phase"], shown, texts, f"{said}\n{files or index.said(arm)}", index.where(arm))
+    return Stair(step["phase"], shown, texts, f"{hover}\n{files or index.said(arm)}", index.where(arm))
 
 
 def clocks(index: ReportIndex) -> dict[str, list[Figure]]:

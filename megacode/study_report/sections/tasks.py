@@ -60,13 +60,13 @@ def _groups(index: ReportIndex, place: str, columns: Columns, most: dict[str, fl
         shares[share["metric"]] = share
     groups: dict[str, list[dict[str, Any]]] = {}
     for metric in index.document["heat_map"]["metrics"]:
-        found = shares.get(metric)
+        metric_share = shares.get(metric)
         row = {
             **_task(index, metric),
-            "share": round(100 * found["share"], 1) if found else None,
+            "share": round(100 * metric_share["share"], 1) if metric_share else None,
             "cells": [_cell(index, cells.get(metric), most) for cells in columns.values()],
         }
-        groups.setdefault(found["mean"] if found else "", []).append(row)
+        groups.setdefault(metric_share["mean"] if metric_share else "", []).append(row)
     return [_named(index.title(mean) if mean else "other tasks", rows) for mean, rows in groups.items()]
 
 
@@ -86,20 +86,20 @@ def _task(index: ReportIndex, metric: str) -> dict[str, Any]:
     """Return a task's name, items, and how well it is known to rank data."""
     row = index.metrics.get(metric)
     known = row["reliability"] if row else None
-    ranks, said = NOTHING, "no published value"
+    ranks, ranks_text = NOTHING, "no published value"
     if known:
         by_size = known["decision_accuracy"]
         ranks = " ".join(f"{100 * share:.0f}" for share in by_size.values()) or NOTHING
         sizes = ", ".join(f"{size}: {100 * share:.0f} %" for size, share in by_size.items())
         noise = f"; signal to noise {known['signal_to_noise']:g}" if known["signal_to_noise"] is not None else ""
-        said = f"{sizes}{noise} ({known['source']}). {known['note']}"
+        ranks_text = f"{sizes}{noise} ({known['source']}). {known['note']}"
     # A coin is right in half of the pairs; below 60 % at any size there is little to go by.
     coin = known is not None and min(known["decision_accuracy"].values(), default=1.0) < 0.6
     return {
         "task": row["title"] if row else metric,
         "asked": counted(row["items"], "item") if row else "",
         "ranks": ranks,
-        "ranks_said": said,
+        "ranks_said": ranks_text,
         "coin": coin,
         "noise": fixed(row["signal_to_noise"], 1) if row and row["signal_to_noise"] is not None else "",
     }
@@ -113,12 +113,12 @@ def _cell(index: ReportIndex, cell: HeatCell | None, most: dict[str, float]) -> 
     shade = min(int(STEPS * abs(cell["difference"]) / most[unit] + 0.5), STEPS)
     # The colour is that of better and worse, whatever the sign: fewer bits per byte are better.
     good = (cell["difference"] > 0) == (index.better(metric) != "lower")
-    found = cell["distinguishable"]
+    is_distinguishable = cell["distinguishable"]
     word = cell["verdict"] or "not distinguishable"
     text = index.show(metric, cell["difference"], sign=True)
     return {
         "text": text,
-        "css": f"{'good-cell' if good else 'bad-cell'} h{shade}{' found' if found else ''}",
+        "css": f"{'good-cell' if good else 'bad-cell'} h{shade}{' found' if is_distinguishable else ''}",
         "mark": {"better": "▲", "worse": "▼", "higher": "△", "lower": "▽"}.get(cell["verdict"], ""),
         "said": f"{index.short(arm)} minus {index.short(baseline)}: {text}, {word} (adjusted p = "
         f"{cell['adjusted_p']:.2g})",

@@ -69,14 +69,14 @@ def _stretch(index: ReportIndex, key: str, parent: str, group: Sequence[Node], s
     shares = ", ".join(f"{100 * share:.0f} % {source}" for source, share in blend.items())
     state = "" if done == len(group) else f"{done} of {counted(len(group), 'seed')} trained"
     seals = "; ".join(f"seed {n['seed']}: {n['run']}, seal {str(n['seal'])[:12]}" for n in group if n.get("seal"))
-    said = (
+    hover = (
         f"{node['phase']}: {format_count(node['tokens'])} tokens{': ' if shares else ''}{shares}; "
         f"in {counted(len(users), 'arm')}{'; ' + state if state else ''}{chr(10) + seals if seals else ''}"
     )
     names = [index.short(arm) for arm in index.arms if arm in ends]
     href = index.where(next((arm for arm in index.arms if arm in users), ""))
     return TreeBar(key, parent, node["phase"], start, start + float(node["tokens"]), blend, names, len(users), done,
-                   len(group), state, said, href)  # fmt: skip
+                   len(group), state, hover, href)  # fmt: skip
 
 
 def tree_totals(index: ReportIndex) -> list[dict[str, str]]:

@@ -59,7 +59,7 @@ def build(preset: str, micro: int, name: str) -> Any:
     def step(batches: list[torch.Tensor]) -> float:
         chunk.zero_grad_buffer()
         optimizer.zero_grad()
-        found = get_forward_backward_func()(
+        entries = get_forward_backward_func()(
             forward_step_func=forward,
             data_iterator=iter(batches),
             model=chunk,
@@ -70,7 +70,7 @@ def build(preset: str, micro: int, name: str) -> Any:
         )
         optimizer.step()
         # The one wait for the GPU in a step, as in the other loops.
-        return float(torch.stack([entry["loss"] for entry in found]).mean())
+        return float(torch.stack([entry["loss"] for entry in entries]).mean())
 
     return step
 
