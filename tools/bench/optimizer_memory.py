@@ -5,7 +5,8 @@
 Every setting trains the same bf16 model from the same weights on the same batches, four micro-batches each. Shown is
 the loss on held-out files, and how much higher it is than with fp32 states: the mean over seeds, and the largest
 distance of a seed from it. A seed chooses weights and batches. For comparison, fp32 states also train on micro-batches
-in the opposite order, which changes rounding alone.
+in the opposite order, which changes rounding alone; and with one or both moments rounded after each step as
+Transformer Engine's own FP8 moments are, where zeros stay zero.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from megacode.config.run import RunConfig
 from megacode.mcore import groups
 from megacode.mcore.build import build
 from megacode.mcore.micro_batch import MicroBatch
+from megacode.mcore.optimizer import inner_optimizers
 from megacode.mcore.step import evaluate, train_step
 
 OTHER_ORDER = "fp32, other order"
@@ -34,7 +36,12 @@ SETTINGS: dict[str, dict[str, str]] = {
     "moments: bf16": {"moments": "bf16"},
     "gradients: bf16": {"gradients": "bf16"},
     "all three": {"moments": "bf16", "masters": "bf16_remainder", "gradients": "bf16"},
+    "moments: fp8_bf16": {"moments": "fp8_bf16"},
+    "all three, fp8_bf16": {"moments": "fp8_bf16", "masters": "bf16_remainder", "gradients": "bf16"},
+    "engine's FP8, first": {},
+    "engine's FP8, both": {},
 }
+ENGINES = {"engine's FP8, first": ("exp_avg",), "engine's FP8, both": ("exp_avg", "exp_avg_sq")}
 LENGTH, MICRO, MICRO_BATCHES, PEAK = 64, 4, 4, 3e-3
 
 
@@ -85,6 +92,14 @@ def micro_batch(text: Tensor, seed: int) -> MicroBatch:
     )
 
 
+def round_as_engine(moment: Tensor) -> None:
+    """Round a moment to E4M3 with Transformer Engine's scale, which lets the largest become 448."""
+    largest = moment.abs().max()
+    if largest > 0:
+        scale = 1 / (largest / 448)
+        moment.copy_((moment * scale).clamp(-448, 448).to(torch.float8_e4m3fn).float() / scale)
+
+
 def held_out_loss(name: str, seed: int, iterations: int, texts: tuple[Tensor, Tensor]) -> float:
     """Train a run with a setting and return its loss on 64 held-out micro-batches."""
     run = config(SETTINGS[name], seed, iterations)
@@ -96,6 +111,10 @@ def held_out_loss(name: str, seed: int, iterations: int, texts: tuple[Tensor, Te
         # A short warmup and a linear end, as people train.
         rate = PEAK * min((iteration + 1) / 20, 1.0, (iterations - iteration) / (iterations / 4))
         train_step(rank_model, batches, rate, 1)
+        for inner in inner_optimizers(rank_model.optimizer):
+            for state in inner.optimizer.state.values():
+                for moment in ENGINES.get(name, ()):
+                    round_as_engine(state[moment])
     return evaluate(rank_model, [micro_batch(texts[1], number) for number in range(64)], 1).loss
 
 
