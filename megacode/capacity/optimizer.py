@@ -48,7 +48,8 @@ def step_traffic_saved(precision: Precision) -> int:
     """Return by how many bytes a parameter less memory traffic a step has than with fp32 alone; negative: more.
 
     A gradient is read by Adam and by the norm, and read and written by clipping and by the division. Moments in bf16
-    are read, widened, updated, and rounded; one in FP8 is also searched for its largest value and scaled. A remainder and its weight are both read and written.
+    are read, widened, updated, and rounded; one in FP8 is also scaled twice, and searched for its largest value and for
+    subnormals. A remainder and its weight are both read and written.
     """
     gradients = 6 * (4 - _GRADIENT[precision.gradients])
     moments = 16 - {"fp32": 16, "bf16": 40, "fp8_bf16": 66}[precision.moments]

@@ -27,8 +27,8 @@ from megacode.capacity.costs import ParameterCounts
 from megacode.capacity.layout import Layout
 from megacode.config.run import RunConfig
 from megacode.mcore import device, groups
-from megacode.mcore.groups import Ranks
 from megacode.mcore.fp8_moments import MomentValues
+from megacode.mcore.groups import Ranks
 from megacode.mcore.remainder import SplitWeights
 
 _KINDS = {

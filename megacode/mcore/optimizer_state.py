@@ -2,8 +2,8 @@
 
 mcore's are plain fp32, with fp32 masters, or sharded. Each form keeps the same tensors in different places: the fp32
 weight itself, and Adam's two moments or Muon's momentum. With states in less than fp32, moments may be bf16 or FP8
-(`fp8_moments`), and the weight two tensors (`remainder`). With mcore's distributed optimizer a data-parallel rank holds a run of elements that
-cuts through rows and parameters. Otherwise it holds all elements of its tensor-parallel slice.
+(`fp8_moments`), and the weight two tensors (`remainder`). With mcore's distributed optimizer a data-parallel rank holds
+a run of elements that cuts through rows and parameters. Otherwise it holds all elements of its tensor-parallel slice.
 """
 
 from __future__ import annotations
