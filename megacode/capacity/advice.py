@@ -19,6 +19,7 @@ from megacode.capacity.memory import Memory, fullest
 from megacode.capacity.speed import StepTime, step_time
 from megacode.config.fp8_rules import fp8_divides_the_matrices
 from megacode.config.optimizer_memory_rules import (
+    fp8_moments_must_decay,
     reduced_gradients_need_single_buckets,
     reduced_states_are_adams,
     reduced_states_need_bf16_matrices,
@@ -31,7 +32,9 @@ _TENSOR = _CONTEXT = _MICRO_BATCH = (1, 2, 4, 8)
 _LONGEST_PIPELINE = 16
 _RECOMPUTE = ("none", "selective", "full")
 # How the optimizer may take less memory: first what changes nothing but halfway cases, then what rounds more.
-_LESS_MEMORY = (("masters", "bf16_remainder"), ("moments", "bf16"), ("gradients", "bf16"))
+_LESS_MEMORY = (
+    ("masters", "bf16_remainder"), ("moments", "bf16"), ("gradients", "bf16"), ("moments", "fp8_bf16")
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ def _optimizer_refusals(config: RunConfig) -> Iterator[object]:
     yield from reduced_states_need_bf16_weights(config)
     yield from reduced_states_are_adams(config)
     yield from reduced_states_need_bf16_matrices(config)
+    yield from fp8_moments_must_decay(config)
 
 
 def _fitting(place: Layout, config: RunConfig, hardware: Hardware, layers: Layers) -> LayoutCandidate | None:

@@ -10,8 +10,9 @@ STEP_ELEMENTS = 1 << 26
 
 _GRADIENT = {"fp32": 4, "bf16": 2}
 _MASTER = {"fp32": 4, "bf16_remainder": 2}
-_MOMENTS = {"fp32": 8, "bf16": 4}  # both
-# Both moments in fp32, which Transformer Engine up to 2.12 makes of others for a step.
+_MOMENTS = {"fp32": 8, "bf16": 4, "fp8_bf16": 3}  # both
+_SAVED_MOMENTS = {"fp32": 8, "bf16": 4, "fp8_bf16": 4}  # a checkpoint has no FP8
+# Both moments in fp32, which are made of others for a step; Transformer Engine after 2.12 needs none of bf16.
 _WIDENED = 8
 
 
@@ -29,7 +30,7 @@ def state_bytes(config: RunConfig) -> int:
 
 def saved_bytes(config: RunConfig) -> int:
     """Return the bytes of a checkpoint for each parameter: the fp32 weight and both moments."""
-    return 4 + _MOMENTS[config.precision.moments]
+    return 4 + _SAVED_MOMENTS[config.precision.moments]
 
 
 def widened_bytes(config: RunConfig, owned: int, largest: int) -> int:
@@ -47,8 +48,9 @@ def step_traffic_saved(precision: Precision) -> int:
     """Return by how many bytes a parameter less memory traffic a step has than with fp32 alone; negative: more.
 
     A gradient is read by Adam and by the norm, and read and written by clipping and by the division. Moments in bf16
-    are read, widened, updated, and rounded. A remainder and its weight are both read and written.
+    are read, widened, updated, and rounded; one in FP8 is also scaled twice, and searched for its largest value and for
+    subnormals. A remainder and its weight are both read and written.
     """
     gradients = 6 * (4 - _GRADIENT[precision.gradients])
-    moments = 16 - {"fp32": 16, "bf16": 40}[precision.moments]
+    moments = 16 - {"fp32": 16, "bf16": 40, "fp8_bf16": 66}[precision.moments]
     return gradients + moments + (2 if precision.masters == "bf16_remainder" else 0)

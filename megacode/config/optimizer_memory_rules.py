@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from megacode.config.run import RunConfig
     from megacode.config.training import Precision
 
+# E4M3 has 8 numbers between two powers of two, and a half distance down is rounded to the even one: 9 units need
+# 9 * beta1 <= 8.5. 10 units need less than 9.5, and all others allow more.
+LARGEST_FP8_BETA1 = 0.944
+
 
 def reduced_states_need_bf16_weights(config: RunConfig) -> Iterator[Problem]:
     """With fp32 weights nothing is stored apart from them, so there is nothing to store in less."""
@@ -57,9 +61,19 @@ def reduced_gradients_need_single_buckets(config: RunConfig) -> Iterator[Problem
         yield Problem(message, "precision.gradients", fix)
 
 
+def fp8_moments_must_decay(config: RunConfig) -> Iterator[Problem]:
+    """Multiplied by a larger beta1, some numbers of E4M3 are rounded back to what they were."""
+    beta1 = config.train.adam_beta1
+    if config.precision.moments == "fp8_bf16" and beta1 > LARGEST_FP8_BETA1:
+        what = f"a first moment in FP8 would never decay with adam_beta1 {beta1:g}"
+        fix = f"set train.adam_beta1 to at most {LARGEST_FP8_BETA1}, or precision.moments: bf16"
+        yield Problem(what, "precision.moments", fix)
+
+
 def first_reduced(precision: Precision) -> str:
     """Return in words the first setting that stores less than fp32, for a message."""
-    words = {"moments": "moments in bf16", "masters": "masters as remainders", "gradients": "gradients in bf16"}
+    moments = "moments in bf16" if precision.moments == "bf16" else "moments in FP8 and bf16"
+    words = {"moments": moments, "masters": "masters as remainders", "gradients": "gradients in bf16"}
     return words[precision.reduced[0]]
 
 

@@ -15,6 +15,7 @@ from megacode.base.errors import Problem
 from megacode.config.fp8_rules import fp8_divides_the_matrices, fp8_leaves_layers, fp8_parameters_stay_fp8
 from megacode.config.model_rules import MODEL_RULES
 from megacode.config.optimizer_memory_rules import (
+    fp8_moments_must_decay,
     reduced_gradients_need_single_buckets,
     reduced_states_are_adams,
     reduced_states_need_bf16_matrices,
@@ -163,6 +164,7 @@ RULES: tuple[Rule, ...] = (
     reduced_states_need_sharding,
     reduced_states_need_bf16_matrices,
     reduced_states_are_adams,
+    fp8_moments_must_decay,
     reduced_gradients_need_single_buckets,
     muon_needs_whole_updates,
 )

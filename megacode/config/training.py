@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from megacode.config.quantity import Count, Frozen, Length
 
@@ -161,12 +161,20 @@ Fp8OrNone = Annotated[
 ]
 
 
+def _refuse_fp8_alone(value: object) -> object:
+    """Say why both moments cannot be FP8, rather than only what can be set; pydantic reports the error."""
+    if value == "fp8":
+        what = "'fp8' for both moments does not train: the second becomes zero where gradients are small"
+        raise ValueError(f"{what}; use fp8_bf16 (the first in FP8, the second in bf16), bf16 or fp32")
+    return value
+
+
 class Precision(Frozen):
     """Number formats, and which layers compute with them.
 
     Attributes:
         dtype: of parameters and activations.
-        moments: how Adam's two moments are stored.
+        moments: how Adam's two moments are stored; `fp8_bf16`: the first in FP8, the second in bf16.
         masters: how the optimizer's fp32 weights are stored: whole, or as the 16 bits that the bf16 weight lacks.
         gradients: how gradients are accumulated over micro-batches; `bf16`: and sent between ranks.
         fp8: `none`, or a recipe; a phase may override it.
@@ -175,7 +183,7 @@ class Precision(Frozen):
     """
 
     dtype: Literal["fp32", "bf16"] = "bf16"
-    moments: Literal["fp32", "bf16"] = "fp32"
+    moments: Annotated[Literal["fp32", "bf16", "fp8_bf16"], BeforeValidator(_refuse_fp8_alone)] = "fp32"
     masters: Literal["fp32", "bf16_remainder"] = "fp32"
     gradients: Literal["fp32", "bf16"] = "fp32"
     fp8: Fp8OrNone = "none"

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megacode.mcore import optimizer_state
+from megacode.mcore.fp8_moments import MomentValues
 from megacode.mcore.optimizer_state import WEIGHT
 from megacode.mcore.rank_model import RankModel
 from megacode.mcore.remainder import SplitWeights
@@ -39,11 +40,11 @@ class Piece:
     name: str
     shape: tuple[int, ...]
     offset: tuple[int, ...]
-    data: Tensor | SplitWeights
+    data: Tensor | SplitWeights | MomentValues
 
     def whole(self) -> Tensor:
-        """Return the box as one tensor: `data`, or a copy of it if it is stored in two."""
-        return self.data.joined() if isinstance(self.data, SplitWeights) else self.data
+        """Return the box as a plain tensor: `data`, or a copy of it if it is stored in two tensors or in FP8."""
+        return self.data if isinstance(self.data, Tensor) else self.data.joined()
 
 
 @dataclass(frozen=True)

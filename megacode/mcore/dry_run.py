@@ -27,6 +27,7 @@ from megacode.capacity.costs import ParameterCounts
 from megacode.capacity.layout import Layout
 from megacode.config.run import RunConfig
 from megacode.mcore import device, groups
+from megacode.mcore.fp8_moments import MomentValues
 from megacode.mcore.groups import Ranks
 from megacode.mcore.remainder import SplitWeights
 
@@ -231,4 +232,5 @@ def _optimizer_bytes(optimizer: Any) -> int:
     # Of a weight in two halves, the upper one is the model's.
     own = [weight.low if isinstance(weight, SplitWeights) else weight for weight in masters]
     moments = [tensor for run in runs for name, tensor in run.tensors.items() if name != "model"]
-    return _bytes([*own, *moments])
+    stored = [moment.data if isinstance(moment, MomentValues) else moment for moment in moments]
+    return _bytes([*own, *stored])

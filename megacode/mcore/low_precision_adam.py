@@ -5,7 +5,7 @@ its place there: the same states in the same formats, the same formulas in fp32,
 stored. A GPU fuses a multiplication and an addition, so its last bits may differ. Both keep, for each parameter, in
 `state`:
 
-    exp_avg, exp_avg_sq   the moments, fp32 or bf16
+    exp_avg, exp_avg_sq   the moments, fp32 or bf16; between steps the first may be FP8 (`fp8_moments`)
     master_param          the fp32 weights, or int16 remainders (`remainder`)
 
 Source: Transformer Engine 2.11, `fused_adam.py` and `adam.cu`; Loshchilov and Hutter, Decoupled Weight Decay
@@ -24,9 +24,15 @@ from torch import Tensor
 
 from megacode.capacity.optimizer import STEP_ELEMENTS
 from megacode.config.training import Precision
+from megacode.mcore.fp8_moments import keep_in_fp8
 from megacode.mcore.remainder import join, split
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# The types of both moments that the Adam itself is built with; `keep_in_fp8` stores the first one in less.
+MOMENT_TYPES = {
+    "fp32": (torch.float32, torch.float32),
+    "bf16": (torch.bfloat16, torch.bfloat16),
+    "fp8_bf16": (torch.float32, torch.bfloat16),
+}
 MASTERS = "master_param"
 
 
@@ -37,19 +43,21 @@ class LowPrecisionAdam(torch.optim.Optimizer):
 
     Args:
         groups: parameter groups of an AdamW: `params`, bf16 and flat, `lr`, `betas`, `eps`, `weight_decay`.
-        moments: type of both moments.
+        moments: types of the first and the second moment.
         store_param_remainders: keep only remainders in place of fp32 masters.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], moments: torch.dtype, store_param_remainders: bool) -> None:
+    def __init__(
+        self, groups: Iterable[dict[str, Any]], moments: tuple[torch.dtype, torch.dtype], store_param_remainders: bool
+    ) -> None:
         super().__init__(groups, {})
         self.moments, self.store_param_remainders = moments, store_param_remainders
 
     def initialize_state(self, param: Tensor, store_param_remainders: bool) -> None:
         """Give a parameter moments of zero, and masters equal to it."""
         state = self.state[param]
-        for name in ("exp_avg", "exp_avg_sq"):
-            state[name] = torch.zeros(param.shape, dtype=self.moments, device=param.device)
+        for name, dtype in zip(("exp_avg", "exp_avg_sq"), self.moments, strict=True):
+            state[name] = torch.zeros(param.shape, dtype=dtype, device=param.device)
         # The remainders of a bf16 weight are zero.
         zeros = torch.zeros(param.shape, dtype=torch.int16, device=param.device)
         state[MASTERS] = zeros if store_param_remainders else param.detach().float()
@@ -103,8 +111,21 @@ def put_into(inner: Any, precision: Precision) -> None:
         inner: mcore's distributed optimizer, on a CPU.
         precision: of the run's config.
     """
-    moments, remainders = _DTYPES[precision.moments], precision.masters == "bf16_remainder"
+    moments, remainders = MOMENT_TYPES[precision.moments], precision.masters == "bf16_remainder"
     inner.optimizer = LowPrecisionAdam(inner.optimizer.param_groups, moments, remainders)
+
+
+def store_less(inner: Any, precision: Precision) -> None:
+    """Let an Adam store moments as the config says, and need little memory for fp32 copies of them in a step.
+
+    Args:
+        inner: mcore's optimizer, with Transformer Engine's Adam or a `LowPrecisionAdam`, before its first step.
+        precision: of the run's config.
+    """
+    if precision.moments == "fp8_bf16":
+        keep_in_fp8(inner)
+    if precision.moments != "fp32":
+        step_in_slices(inner)
 
 
 @torch.no_grad()
@@ -119,8 +140,9 @@ def round_masters(adam: Any) -> None:
 def step_in_slices(inner: Any, elements: int = STEP_ELEMENTS) -> None:
     """Let an Adam update a few parameters at a time.
 
-    Before a step, Transformer Engine up to 2.12 copies all moments of a group that are not fp32 into fp32. For an 8B
-    model on one GPU that would be 64 GB for a moment. In slices it is 1 GB, or the largest parameter.
+    Before a step, all moments of a group that are not fp32 are copied into fp32, except by Transformer Engine after
+    2.12 if both are bf16. For an 8B model on one GPU that would be 64 GB for a moment. In slices it is 0.5 GB, or the
+    largest parameter.
 
     Args:
         inner: mcore's optimizer.

@@ -38,8 +38,7 @@ def build_optimizer(config: RunConfig, chunks: list[Any]) -> Any:
         for inner in inner_optimizers(optimizer):
             if not device.on_gpu():
                 low_precision_adam.put_into(inner, config.precision)
-            if config.precision.moments != "fp32":
-                low_precision_adam.step_in_slices(inner)
+            low_precision_adam.store_less(inner, config.precision)
     configure(config, optimizer)
     if config.precision.dtype == "fp32":
         for inner in inner_optimizers(optimizer):

@@ -1,9 +1,9 @@
 """A uniform view of the optimizer's state, in each of mcore's forms and in ours for Muon (`muon`, `owners`).
 
 mcore's are plain fp32, with fp32 masters, or sharded. Each form keeps the same tensors in different places: the fp32
-weight itself, and Adam's two moments or Muon's momentum. With states in less than fp32, moments may be bf16, and the
-weight two tensors (`remainder`). With mcore's distributed optimizer a data-parallel rank holds a run of elements that
-cuts through rows and parameters. Otherwise it holds all elements of its tensor-parallel slice.
+weight itself, and Adam's two moments or Muon's momentum. With states in less than fp32, moments may be bf16 or FP8
+(`fp8_moments`), and the weight two tensors (`remainder`). With mcore's distributed optimizer a data-parallel rank holds
+a run of elements that cuts through rows and parameters. Otherwise it holds all elements of its tensor-parallel slice.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from megacode.config.run import RunConfig
 from megacode.config.training import OptimizerName
+from megacode.mcore.fp8_moments import Fp8Moment, MomentValues
 from megacode.mcore.low_precision_adam import MASTERS
 from megacode.mcore.muon import MOMENTUM, MuonOptimizer
 from megacode.mcore.optimizer import inner_optimizers, use
@@ -36,7 +37,7 @@ class Held:
         start: number of the first element, in the slice's own order.
         sharded: True: no other data-parallel rank holds these elements. False: all of them do.
         main: the tensor that the optimizer updates; between `optimizer.measure` and the step its `grad` is set.
-        tensors: `model`, the fp32 weights, whole or split, and the state by name, fp32 or bf16; flat, all of one
+        tensors: `model`, the fp32 weights, whole or split, and the state by name, fp32, bf16 or FP8; flat, all of one
             length. AdamW keeps two moments of each parameter, Muon the momentum of each matrix.
     """
 
@@ -44,7 +45,7 @@ class Held:
     start: int
     sharded: bool
     main: Tensor
-    tensors: dict[str, Tensor | SplitWeights]
+    tensors: dict[str, Tensor | SplitWeights | MomentValues]
 
 
 def held(optimizer: Any) -> Iterator[Held]:
@@ -85,12 +86,12 @@ def _whole(inner: Any) -> Iterator[Held]:
             yield Held(masters.get(id(main), main), 0, False, main, _tensors(inner, main))
 
 
-def _tensors(inner: Any, main: Tensor) -> dict[str, Tensor | SplitWeights]:
+def _tensors(inner: Any, main: Tensor) -> dict[str, Tensor | SplitWeights | MomentValues]:
     state = inner.optimizer.state[main]
     weights = main.detach()
     masters = state.get(MASTERS, weights)
     split = masters.dtype == torch.int16
-    moments = {name: state[name] for name in MOMENTS}
+    moments = {name: kept.values() if isinstance(kept := state[name], Fp8Moment) else kept for name in MOMENTS}
     tensors = {WEIGHT: SplitWeights(weights, masters) if split else masters, **moments}
     assert tensors[WEIGHT].dtype == torch.float32
     # Views, so that loading a checkpoint into them changes the optimizer.

@@ -16,6 +16,7 @@ from megacode.config.model import ModelConfig
 from megacode.config.run import RunConfig
 from megacode.config.training import Fp8, Precision
 from megacode.mcore import device
+from megacode.mcore.low_precision_adam import MOMENT_TYPES
 
 if TYPE_CHECKING:
     from megatron.core.distributed import DistributedDataParallelConfig
@@ -214,11 +215,11 @@ def _reduced_states(precision: Precision) -> dict[str, Any]:
     """Return the settings of Transformer Engine's Adam with states in less than fp32; empty on a CPU."""
     if not precision.reduced or not device.on_gpu():
         return {}
-    moments = DTYPES[precision.moments]
+    first, second = MOMENT_TYPES[precision.moments]
     return {
         "use_precision_aware_optimizer": True,
         "store_param_remainders": precision.masters == "bf16_remainder",
         "main_grads_dtype": DTYPES[precision.gradients],
-        "exp_avg_dtype": moments,
-        "exp_avg_sq_dtype": moments,
+        "exp_avg_dtype": first,
+        "exp_avg_sq_dtype": second,
     }

@@ -194,14 +194,14 @@ def test_gpus_that_are_no_whole_copies_and_batches_that_do_not_divide_are_refuse
         place(12, parallel={"tensor": 2}).check()
 
 
-@pytest.mark.parametrize("moments", ["fp32", "bf16"])
+@pytest.mark.parametrize("moments", ["fp32", "bf16", "fp8_bf16"])
 @pytest.mark.parametrize("masters", ["fp32", "bf16_remainder"])
 @pytest.mark.parametrize("gradients", ["fp32", "bf16"])
 def test_every_format_of_the_optimizer_has_its_bytes(place: Place, moments: str, masters: str, gradients: str) -> None:
     count = parameters(place().config.model, 32768)
     changes = {"moments": moments, "masters": masters, "gradients": gradients}
     found = countable(place(precision=changes), 0)
-    each = {"moments": 8 if moments == "fp32" else 4, "masters": 4 if masters == "fp32" else 2}
+    each = {"moments": {"fp32": 8, "bf16": 4, "fp8_bf16": 3}[moments], "masters": 4 if masters == "fp32" else 2}
     assert found.optimizer == sum(each.values()) * count
     assert found.gradients == (4 if gradients == "fp32" else 2) * count
     assert found.weights == 2 * count

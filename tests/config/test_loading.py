@@ -174,7 +174,13 @@ def test_every_mistake_is_reported_at_once(tmp_path: Path) -> None:
         ("train.z_loss=-1", "give at least 0"),
         ("precision.fp8={recipe: delay}", "precision.fp8.recipe: 'delay' is not a valid value"),
         ("precision.fp8=all", "precision.fp8: 'all' is not a valid value"),
-        ("precision.moments=fp8", "precision.moments: 'fp8' is not a valid value\n    use one of 'fp32' or 'bf16'"),
+        (
+            "precision.moments=fp8",
+            "precision.moments: 'fp8' for both moments does not train: the second becomes zero where gradients are "
+            "small\n    use fp8_bf16 (the first in FP8, the second in bf16), bf16 or fp32",
+        ),
+        ("precision.moments=fp16", "'fp16' is not a valid value\n    use one of 'fp32', 'bf16' or 'fp8_bf16'"),
+        ("precision={dtype: fp32, moments: fp8_bf16}", "precision.moments: moments in FP8 and bf16 need bf16 weights"),
         (
             "precision={dtype: fp32, moments: bf16, gradients: bf16}",
             "precision.moments: moments in bf16 need bf16 weights, and precision.dtype is fp32\n    set "
@@ -217,6 +223,18 @@ def test_an_optimizer_that_stores_less_needs_sharding_and_adamw(tmp_path: Path) 
         "masters as remainders need AdamW, and a phase trains with Muon",
     ]
     assert all(problem.where.endswith("precision.masters") for problem in caught.value.problems)
+
+
+def test_a_first_moment_in_fp8_needs_a_beta1_with_which_it_decays(tmp_path: Path) -> None:
+    given = ["precision.moments=fp8_bf16", "train.adam_beta1=0.95"]
+    expected = (
+        "precision.moments: a first moment in FP8 would never decay with adam_beta1 0.95\n    set "
+        "train.adam_beta1 to at most 0.944, or precision.moments: bf16"
+    )
+    assert expected in mistakes(tmp_path, *given)
+    run = tmp_path / "run.yaml"
+    assert load_config(run, ["precision.moments=bf16", given[1]]).precision.moments == "bf16"
+    assert load_config(run, [given[0], "train.adam_beta1=0.944"]).precision.moments == "fp8_bf16"
 
 
 def test_bf16_gradients_of_tied_interleaved_stages_are_not_reduced_with_overlap(tmp_path: Path) -> None:

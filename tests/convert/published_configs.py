@@ -1,10 +1,20 @@
 """config.json of published models, with the sizes of the real ones, and the models that they mean. No weights.
 
-Nothing was downloaded. Four were compared, key by key, with copies of the published file in public source code:
-Llama-3.1-8B, Qwen2.5-0.5B, Qwen3-0.6B and Mistral-7B-v0.1. Of OLMo-2-1124-7B, Olmo-3-1025-7B (its siblings),
-SmolLM3-3B, c4ai-command-r-v01, c4ai-command-r7b-12-2024 (heads and windows) and stablelm-2-1_6b, only the settings that
-such copies quote were compared. The rest, and all of the other models, are from memory: they show that these keys and
-values are understood, not that a repository has them.
+No file was downloaded from where the models are published. The values were read in public source code and model cards:
+
+- Copied there as a whole, and equal key by key: Llama-2-7b-hf (the model gateway's tests of llm-engine), Llama-3.1-8B,
+  Llama-3.2-1B (hf_llama of thunder_model_blocks), Qwen2.5-0.5B, Qwen3-0.6B and Mistral-7B-v0.1.
+- Mistral-7B-v0.3: equal to copies of the Instruct model's file. litgpt's table agrees for both but for the rotary base,
+  which it leaves at 10,000.
+- stablelm-3b-4e1t: the settings in candle's `stable_lm.rs` and litgpt. The number of parameters is the model card's,
+  2,795,443,200, to the last one. Dropout, ids of tokens, `initializer_range` and versions are from memory.
+- stablelm-2-12b: hidden size, layers, heads, key-value heads, length, parallel blocks with one LayerNorm, and the lack
+  of other biases are the model card's, norms of each head llama.cpp's (#6635). The rest is from memory. By these values
+  it has 12,143,185,920 parameters. The card says 419,840 more, as many as 41 LayerNorms have, but not which.
+- Of OLMo-2-1124-7B, Olmo-3-1025-7B (its siblings), SmolLM3-3B, c4ai-command-r-v01, c4ai-command-r7b-12-2024 (heads and
+  windows) and stablelm-2-1_6b, only the settings that such copies quote were compared. The rest is from memory.
+
+What is from memory shows that these keys and values are understood, not that a repository has them.
 """
 
 from __future__ import annotations

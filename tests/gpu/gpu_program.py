@@ -38,6 +38,7 @@ OPTIMIZERS: dict[str, dict[str, str]] = {
     "moments": {"moments": "bf16"},
     "gradients": {"gradients": "bf16"},
     "all": {"moments": "bf16", "masters": "bf16_remainder", "gradients": "bf16"},
+    "fp8": {"moments": "fp8_bf16", "masters": "bf16_remainder", "gradients": "bf16"},
 }
 RECIPES = ("delayed", "tensorwise", "blockwise")
 

@@ -88,6 +88,7 @@ def test_optimizer_states_in_less_than_fp32_are_built_as_planned(layout: dict[st
     fp32 = config("to-code-470m", layout)
     for precision in (
         {"moments": "bf16"},
+        {"moments": "fp8_bf16"},
         {"masters": "bf16_remainder"},
         {"gradients": "bf16"},
         {"moments": "bf16", "masters": "bf16_remainder", "gradients": "bf16"},

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from megacode.mcore.low_precision_adam import LowPrecisionAdam, step_in_slices
+from megacode.mcore.low_precision_adam import MOMENT_TYPES, LowPrecisionAdam, step_in_slices
 from megacode.mcore.remainder import split
 
 SETTINGS = {"lr": 3e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
@@ -24,7 +24,7 @@ def trained(
     steps: int, moments: torch.dtype, remainders: bool, size: int = 500, dtype: torch.dtype = torch.float32
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     weight = torch.randn(size, generator=torch.Generator().manual_seed(5)).bfloat16()
-    adam = LowPrecisionAdam([{"params": [weight], **SETTINGS}], moments, remainders)
+    adam = LowPrecisionAdam([{"params": [weight], **SETTINGS}], (moments, moments), remainders)
     for step in range(1, steps + 1):
         weight.decoupled_grad = gradients(step, size).to(dtype)
         adam.step()
@@ -118,7 +118,7 @@ class Holder:
 def several(elements: int | None) -> tuple[list[torch.Tensor], LowPrecisionAdam]:
     sizes = [[40, 5, 60, 7, 300, 2], [], [11]]
     groups = [[torch.full((size,), 0.5).bfloat16() for size in group] for group in sizes]
-    adam = LowPrecisionAdam([{"params": group, **SETTINGS} for group in groups], torch.bfloat16, True)
+    adam = LowPrecisionAdam([{"params": group, **SETTINGS} for group in groups], MOMENT_TYPES["bf16"], True)
     if elements is not None:
         step_in_slices(Holder(adam), elements)
     for step in range(3):
@@ -145,7 +145,7 @@ def test_a_slice_has_no_more_elements_than_asked_unless_it_is_one_parameter() ->
             seen.append([len(param) for group in self.param_groups for param in group["params"]])
 
     params = [torch.zeros(size, dtype=torch.bfloat16) for size in (40, 5, 60, 7, 300, 2)]
-    adam = Seen([{"params": params, **SETTINGS}], torch.bfloat16, True)
+    adam = Seen([{"params": params, **SETTINGS}], MOMENT_TYPES["bf16"], True)
     step_in_slices(Holder(adam), 70)
     adam.step()
     assert seen == [[40, 5], [60, 7], [300], [2]]

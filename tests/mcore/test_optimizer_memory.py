@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from megacode.base.errors import ConfigError
 from tests.distance import furthest
@@ -20,6 +21,7 @@ EACH: dict[str, dict[str, str]] = {
     "masters": {"masters": "bf16_remainder"},
     "gradients": {"gradients": "bf16"},
     "all": SMALLEST,
+    "fp8": {**SMALLEST, "moments": "fp8_bf16"},
 }
 
 
@@ -38,10 +40,10 @@ def trained(program: ModuleType, alone: None) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("name", "tolerance"), [("moments", 1e-4), ("masters", 1e-4), ("gradients", 3e-4), ("all", 3e-4)]
+    ("name", "tolerance"), [("moments", 1e-4), ("masters", 1e-4), ("gradients", 3e-4), ("all", 3e-4), ("fp8", 1e-3)]
 )
 def test_states_in_less_than_fp32_train_nearly_the_same(trained: dict[str, Any], name: str, tolerance: float) -> None:
-    """Ten iterations lower the loss by 0.1; the formats move it by a thousandth of that."""
+    """Ten iterations lower the loss by 0.1; the formats move it by a thousandth of that, FP8 by a hundredth."""
     exact, found = (losses(trained[key]["iterations"]) for key in ("fp32", name))
     assert 0 < furthest(found, exact) <= tolerance
     assert exact[0] - exact[-1] > 0.05
@@ -79,11 +81,12 @@ TWO: dict[str, tuple[dict[str, Any], float]] = {
 def test_ranks_train_what_one_process_trains(on_ranks: Callable[..., list[Any]], trained: dict[str, Any]) -> None:
     """As exact as with fp32 states: tensor and context parallel round bf16 activations elsewhere (test_layouts)."""
     cases = {f"{layout}/{name}": case(EACH[name], **TWO[layout][0]) for layout in TWO for name in ("all", "masters")}
+    cases["dp2/fp8"] = case(EACH["fp8"])
     found = on_ranks(2, "layouts", {"cases": cases})
     for label in cases:
         layout, _, name = label.partition("/")
         # A gradient's sum over ranks is rounded once more than that of one process.
-        tolerance = max(TWO[layout][1], 3e-4 if name == "all" else 0)
+        tolerance = max(TWO[layout][1], {"all": 3e-4, "fp8": 1e-3, "masters": 0.0}[name])
         for rank in found:
             assert furthest(losses(rank[label]["iterations"]), losses(trained[name]["iterations"])) <= tolerance, label
         assert found[0][label]["iterations"] == found[1][label]["iterations"]
@@ -116,24 +119,30 @@ LAYOUTS: dict[int, list[dict[str, Any]]] = {
 }
 
 
+FEWER: dict[int, list[dict[str, Any]]] = {1: [{}], 2: [{}, {"tensor": 2, "sequence_parallel": True}]}
+
+
 @pytest.mark.slow
-def test_every_layout_resumes_from_every_layout(on_ranks: Callable[..., list[Any]], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "layouts"), [("all", LAYOUTS), ("fp8", FEWER)], ids=["all", "fp8"])
+def test_every_layout_resumes_from_every_layout(
+    on_ranks: Callable[..., list[Any]], tmp_path: Path, name: str, layouts: dict[int, list[dict[str, Any]]]
+) -> None:
     """Bit-equal on the layout that saved, else within bf16's rounding."""
-    model, precision = {"num_query_groups": 4, "num_layers": 4}, SMALLEST
-    cases = {n: {label(n, one): {**SHARDED, **one} for one in layouts} for n, layouts in LAYOUTS.items()}
+    model, precision = {"num_query_groups": 4, "num_layers": 4}, EACH[name]
+    cases = {n: {label(n, one): {**SHARDED, **one} for one in some} for n, some in layouts.items()}
     given: dict[str, Any] = {"directory": str(tmp_path), "dtype": "bf16", "model": model, "precision": precision}
     written: dict[str, list[float]] = {}
-    for ranks, layouts in cases.items():
-        written |= on_ranks(ranks, "writes", {**given, "layouts": layouts})[0]
-    assert len(written) == sum(map(len, LAYOUTS.values()))
-    for ranks, layouts in cases.items():
-        found = on_ranks(ranks, "reads", {**given, "layouts": layouts, "names": list(written)})[0]
-        assert found.keys() == layouts.keys()
+    for ranks, some in cases.items():
+        written |= on_ranks(ranks, "writes", {**given, "layouts": some})[0]
+    assert len(written) == sum(map(len, layouts.values()))
+    for ranks, some in cases.items():
+        found = on_ranks(ranks, "reads", {**given, "layouts": some, "names": list(written)})[0]
+        assert found.keys() == some.keys()
         for own, by_name in found.items():
             assert by_name.keys() == written.keys()
             assert by_name[own] == written[own]
-            for name, read in by_name.items():
-                assert read == pytest.approx(written[name], abs=4e-3), (name, own)
+            for source, read in by_name.items():
+                assert read == pytest.approx(written[source], abs=4e-3), (source, own)
 
 
 @pytest.mark.parametrize("name", EACH)
@@ -172,6 +181,19 @@ def test_fp32_masters_survive_remainders_and_bf16_moments_survive_fp32(
         assert again[name].equal(there[name]), name
 
 
+def test_fp8_moments_survive_bf16_ones(program: ModuleType, tmp_path: Path, alone: None) -> None:
+    """A checkpoint has the numbers of E4M3 as bf16; FP8 -> bf16 -> FP8: the same bytes."""
+    start = program.saved_state(case(EACH["fp8"]), tmp_path / "fp8", iterations=3)
+    there = program.saved_state(case(SMALLEST), tmp_path / "bf16", load=tmp_path / "fp8")
+    back = program.saved_state(case(EACH["fp8"]), tmp_path / "back", load=tmp_path / "bf16")
+    for name, tensor in start.items():
+        assert there[name].equal(tensor), name
+        assert back[name].equal(tensor), name
+        if name.startswith("exp_avg."):
+            assert tensor.any()
+            assert not (tensor.view(torch.int16) & 0b1111).any()  # 3 bits of 7 are used
+
+
 def test_weights_alone_begin_with_exact_masters_and_new_moments(
     program: ModuleType, tmp_path: Path, alone: None
 ) -> None:
@@ -184,12 +206,12 @@ def test_weights_alone_begin_with_exact_masters_and_new_moments(
 
 def test_moments_in_bf16_take_half_of_their_bytes_on_disk(program: ModuleType, tmp_path: Path, alone: None) -> None:
     sizes = {}
-    for name in ("fp32", "all"):
+    for name in ("fp32", "all", "fp8"):
         saved = program.saved_state(case(EACH[name]), tmp_path / name)
         sizes[name] = sum(tensor.nbytes for tensor in saved.values()) / sum(
             tensor.numel() for key, tensor in saved.items() if key.startswith("model.")
         )
-    assert sizes == {"fp32": 12, "all": 8}
+    assert sizes == {"fp32": 12, "all": 8, "fp8": 8}
 
 
 def test_a_gradient_that_is_not_finite_reaches_no_state(program: ModuleType, alone: None) -> None:

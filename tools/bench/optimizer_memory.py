@@ -4,8 +4,9 @@
 
 Every setting trains the same bf16 model from the same weights on the same batches, four micro-batches each. Shown is
 the loss on held-out files, and how much higher it is than with fp32 states: the mean over seeds, and the largest
-distance of a seed from it. A seed chooses weights and batches. For comparison, fp32 states also train on micro-batches
-in the opposite order, which changes rounding alone.
+distance of a seed from it. A seed chooses weights and batches. For comparison, fp32 states also train from masters that
+are 2^-22 larger, which is what last bits alone change; and with one or both moments rounded after each step as
+Transformer Engine's own FP8 moments are, where zeros stay zero.
 """
 
 from __future__ import annotations
@@ -21,20 +22,26 @@ import typer
 from torch import Tensor
 
 from megacode.config.run import RunConfig
-from megacode.mcore import groups
+from megacode.mcore import groups, optimizer_state
 from megacode.mcore.build import build
 from megacode.mcore.micro_batch import MicroBatch
+from megacode.mcore.optimizer import inner_optimizers
 from megacode.mcore.step import evaluate, train_step
 
-OTHER_ORDER = "fp32, other order"
+NUDGED = "fp32, other last bits"
 SETTINGS: dict[str, dict[str, str]] = {
     "fp32 states": {},
-    OTHER_ORDER: {},
+    NUDGED: {},
     "masters: bf16_remainder": {"masters": "bf16_remainder"},
     "moments: bf16": {"moments": "bf16"},
     "gradients: bf16": {"gradients": "bf16"},
     "all three": {"moments": "bf16", "masters": "bf16_remainder", "gradients": "bf16"},
+    "moments: fp8_bf16": {"moments": "fp8_bf16"},
+    "all three, fp8_bf16": {"moments": "fp8_bf16", "masters": "bf16_remainder", "gradients": "bf16"},
+    "engine's FP8, first": {},
+    "engine's FP8, both": {},
 }
+ENGINES = {"engine's FP8, first": ("exp_avg",), "engine's FP8, both": ("exp_avg", "exp_avg_sq")}
 LENGTH, MICRO, MICRO_BATCHES, PEAK = 64, 4, 4, 3e-3
 
 
@@ -85,17 +92,32 @@ def micro_batch(text: Tensor, seed: int) -> MicroBatch:
     )
 
 
+def round_as_engine(moment: Tensor) -> None:
+    """Round a moment to E4M3 with Transformer Engine's scale, which lets the largest become 448."""
+    largest = moment.abs().max()
+    if largest > 0:
+        scale = 1 / (largest / 448)
+        moment.copy_((moment * scale).clamp(-448, 448).to(torch.float8_e4m3fn).float() / scale)
+
+
 def held_out_loss(name: str, seed: int, iterations: int, texts: tuple[Tensor, Tensor]) -> float:
     """Train a run with a setting and return its loss on 64 held-out micro-batches."""
     run = config(SETTINGS[name], seed, iterations)
     rank_model = build(run, groups.start(run.parallel, run.seed), 256)
+    if name == NUDGED:
+        optimizer_state.prime(rank_model.optimizer)
+        for held in optimizer_state.held(rank_model.optimizer):
+            held.tensors[optimizer_state.WEIGHT].mul_(1 + 2**-22)
     for iteration in range(iterations):
         first = (seed * iterations + iteration) * MICRO_BATCHES
-        numbers = range(MICRO_BATCHES) if name != OTHER_ORDER else reversed(range(MICRO_BATCHES))
-        batches = [micro_batch(texts[0], first + number) for number in numbers]
+        batches = [micro_batch(texts[0], first + number) for number in range(MICRO_BATCHES)]
         # A short warmup and a linear end, as people train.
         rate = PEAK * min((iteration + 1) / 20, 1.0, (iterations - iteration) / (iterations / 4))
         train_step(rank_model, batches, rate, 1)
+        for inner in inner_optimizers(rank_model.optimizer):
+            for state in inner.optimizer.state.values():
+                for moment in ENGINES.get(name, ()):
+                    round_as_engine(state[moment])
     return evaluate(rank_model, [micro_batch(texts[1], number) for number in range(64)], 1).loss
 
 
@@ -104,7 +126,7 @@ def main(
     seeds: Annotated[int, typer.Option(help="runs of each setting")] = 3,
     out: Annotated[Path | None, typer.Option("--json", help="also write the losses here")] = None,
 ) -> None:
-    """Train every setting with every seed."""
+    """Train settings with every seed."""
     torch.set_num_threads(1)
     texts, losses = files(), dict[str, list[float]]()
     for name in SETTINGS:
