@@ -11,7 +11,6 @@ from megacode.capacity.costs import padded_vocabulary, parameters
 from megacode.capacity.optimizer import gradient_bytes
 from megacode.config.quantity import Quantity
 from megacode.config.run import RunConfig
-from megacode.data.windows import held_out_windows
 from megacode.plan.phases import Schedule
 
 _Json = dict[str, Any]
@@ -31,7 +30,7 @@ def check_probe(config: RunConfig, schedule: Schedule) -> None:
 def _problems(config: RunConfig, schedule: Schedule) -> Iterator[Problem]:
     wanted, length = config.health.alignment_probe.samples, schedule.seq_length
     for name, size in schedule.sizes.items():
-        windows = held_out_windows(size.validation_tokens, length)
+        windows = size.held_out_windows(length)
         if windows < wanted:
             what = f"the probe reads {wanted} held-out windows of each source, and {name} has {windows}"
             fewer = f"set it to {windows} or less, or raise" if windows else "raise"

@@ -149,7 +149,7 @@ def test_halves_of_a_source_align_at_one_within_the_noise_of_their_windows(on_pr
     """1 / cosine - 1 is the noise of a half's mean over the length of the true gradient: it falls as windows grow."""
     [found] = on_program(1, "halves", {"counts": [8, 32, 128]})
     noise = [1 / cosine - 1 for cosine in found]
-    assert 0 < noise[2] < 0.1
+    assert 0 < noise[2] < 0.2
     for more, less in zip(noise[1:], noise, strict=False):
         assert less / 8 < more < less / 2
 
@@ -184,7 +184,10 @@ UNDISTURBED: dict[str, dict[str, Any]] = {
 
 
 def test_a_run_goes_on_bit_for_bit_as_if_nothing_had_been_compared(on_program: OnRanks) -> None:
-    for rank in on_program(2, "with_and_without", {"cases": UNDISTURBED}):
+    ranks = on_program(2, "with_and_without", {"cases": UNDISTURBED})
+    assert len(ranks) == 2
+    for rank in ranks:
+        assert list(rank) == list(UNDISTURBED)
         for name, (without, with_it) in rank.items():
             assert with_it == without, name
 
