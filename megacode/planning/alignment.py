@@ -78,7 +78,7 @@ def _interval(every: Quantity) -> str:
 
 def probe_line(probe: _Json) -> str:
     """Return the plan's line on the probe."""
-    size = f"{probe['probes']:,} of {probe['sources']} x {probe['samples']} windows, every {probe['every']}"
+    size = f"compared every {probe['every']}, {probe['probes']:,} times, on {probe['sources']} x {probe['samples']} windows"
     rank = probe["host_bytes_of_rank"]
     whose = "over all ranks of a copy" if rank is None else "a rank"
     memory = f"{format_bytes(probe['host_bytes'] if rank is None else rank)} of host memory {whose}"

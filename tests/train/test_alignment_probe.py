@@ -135,5 +135,5 @@ def test_the_plan_counts_what_a_probe_costs(golden: Path, megacode: Megacode) ->
     assert probe["share"] == pytest.approx(5 * 2 * 6 / plan["total_samples"])
     assert probe["host_bytes"] == 4 * plan["parameters_padded"]
     shown = " ".join(megacode("plan", golden, PROBE).stdout.split())
-    assert "5 of 2 x 6 windows, every 4 iterations: 37.50% of the FLOPs" in shown
+    assert "compared every 4 iterations, 5 times, on 2 x 6 windows: 37.50% of the FLOPs" in shown
     assert "alignment_probe" not in json.loads(megacode("plan", golden, "--json").stdout)
