@@ -78,8 +78,9 @@ def _interval(every: Quantity) -> str:
 
 def probe_line(probe: _Json) -> str:
     """Return the plan's line on the probe."""
-    size = f"compared every {probe['every']}, {probe['probes']:,} times, on {probe['sources']} x {probe['samples']} windows"
+    often = f"compared every {probe['every']}, {probe['probes']:,} times"
+    windows = f"on {probe['sources']} x {probe['samples']} windows"
     rank = probe["host_bytes_of_rank"]
     whose = "over all ranks of a copy" if rank is None else "a rank"
     memory = f"{format_bytes(probe['host_bytes'] if rank is None else rank)} of host memory {whose}"
-    return f"{size}: {probe['share']:.2%} of the FLOPs, {memory}"
+    return f"{often}, {windows}: {probe['share']:.2%} of the FLOPs, {memory}"
