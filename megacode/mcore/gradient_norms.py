@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from megacode.mcore import groups, optimizer_state
 from megacode.mcore.optimizer import gradient_of
+from megacode.mcore.optimizer_state import Held
 from megacode.mcore.rank_model import RankModel
 from megacode.mcore.sharding import model_state
 
@@ -33,7 +33,7 @@ def by_parameter(rank_model: RankModel) -> dict[str, float]:
     optimizer_state.prime(rank_model.optimizer)
     for stretch in optimizer_state.held(rank_model.optimizer):
         gradient = gradient_of(stretch.main)
-        if gradient is not None and _counts(rank_model, stretch):
+        if gradient is not None and counts(rank_model, stretch):
             # In fp64: squares of a gradient that explodes overflow fp32, and its finite norm would read as inf.
             name = known[id(stretch.parameter)]
             squares[name] = squares.get(name, 0.0) + float(torch.linalg.vector_norm(gradient.double())) ** 2
