@@ -53,7 +53,7 @@ def names(rank_model: RankModel) -> dict[int, str]:
     return {id(entry.data): entry.key for entry in described if isinstance(getattr(entry, "data", None), Tensor)}
 
 
-def _counts(rank_model: RankModel, stretch: Any) -> bool:
+def counts(rank_model: RankModel, stretch: Held) -> bool:
     """Return whether a gradient counts on this rank; of copies on several ranks only one counts."""
     from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
     from megatron.core.transformer.module import param_is_not_shared
