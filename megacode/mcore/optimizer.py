@@ -163,7 +163,7 @@ def gradient_of(parameter: torch.Tensor) -> torch.Tensor | None:
 
 @torch.no_grad()
 def restore_weights(chunks: list[Any], optimizer: Any) -> None:
-    """Set the weights from the optimizer's fp32 ones, and FP8 moments, after a load; a collective of data-parallel ranks.
+    """Set weights from the optimizer's fp32 ones, and FP8 moments, after a load; a collective of data-parallel ranks.
 
     Each rank rounds what its optimizer holds and gathers the rest, so no rank reads the whole model.
     """
