@@ -67,8 +67,7 @@ class Fp8Moment:
         self.data.copy_(torch.nn.functional.hardshrink(values.mul_(self.scale), _BELOW_NORMAL))
 
     def values(self) -> MomentValues:
-        """Return the values as a tensor to be saved, or loaded; what was loaded before and not settled is forgotten."""
-        self._loaded = None
+        """Return the values as a tensor to be saved, or loaded; what is loaded counts once it is settled."""
         return MomentValues(self, self.data)
 
     def put(self, part: Tensor, values: Tensor) -> None:
