@@ -18,7 +18,7 @@ FP8 Formats for Deep Learning (2022), table 1.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from math import prod
 from typing import Any
@@ -47,6 +47,7 @@ class Fp8Moment:
     def __init__(self, like: Tensor) -> None:
         self.data = torch.zeros(like.shape, dtype=_FP8, device=like.device)
         self.scale = torch.ones((), dtype=torch.float32, device=like.device)
+        self._loaded: Tensor | None = None
 
     def widened(self) -> Tensor:
         """Return the values, fp32, in new memory."""
@@ -66,29 +67,22 @@ class Fp8Moment:
         self.data.copy_(torch.nn.functional.hardshrink(values.mul_(self.scale), _BELOW_NORMAL))
 
     def values(self) -> MomentValues:
-        """Return the values as a tensor to be saved, or loaded as a whole."""
-        return MomentValues(_Loading(self), self.data)
-
-
-@dataclass
-class _Loading:
-    """Values that arrive in parts; they are stored once they are complete, since all of them share a scale."""
-
-    moment: Fp8Moment
-    values: Tensor | None = None  # fp32, flat
-    missing: int = 0
+        """Return the values as a tensor to be saved, or loaded; what is loaded counts once it is settled."""
+        return MomentValues(self, self.data)
 
     def put(self, part: Tensor, values: Tensor) -> None:
-        """Set a part, a view of the moment's data; every element is set once."""
-        data = self.moment.data
-        if self.values is None:
-            self.values, self.missing = torch.zeros(data.shape, dtype=torch.float32, device=data.device), data.numel()
-        first = part.storage_offset() - data.storage_offset()
-        self.values.as_strided(part.shape, part.stride(), first).copy_(values)
-        self.missing -= part.numel()
-        if not self.missing:
-            self.moment.store(self.values)
-            self.values = None
+        """Keep values of a part, a view of `data`, in host memory until `settle`: all values share a scale."""
+        if self._loaded is None:
+            # Rows of padding are in no checkpoint, and stay zero.
+            self._loaded = torch.zeros(self.data.shape, dtype=torch.float32, device="cpu")
+        first = part.storage_offset() - self.data.storage_offset()
+        self._loaded.as_strided(part.shape, part.stride(), first).copy_(values)
+
+    def settle(self) -> None:
+        """Store what was loaded, if anything was."""
+        if self._loaded is not None:
+            self.store(self._loaded.to(self.data.device))
+            self._loaded = None
 
 
 @dataclass(frozen=True)
@@ -98,10 +92,11 @@ class MomentValues:
     It has what checkpoints need of a tensor. bf16 holds each value exactly, so checkpoints are those of bf16 moments.
 
     Attributes:
+        moment: the whole.
         data: E4M3, a view of the moment's.
     """
 
-    _loading: _Loading = field(repr=False)
+    moment: Fp8Moment
     data: Tensor
 
     dtype = torch.bfloat16
@@ -117,18 +112,25 @@ class MomentValues:
 
     def view(self, *shape: Any) -> MomentValues:
         """Return the same values in another shape."""
-        return MomentValues(self._loading, self.data.view(*shape))
+        return MomentValues(self.moment, self.data.view(*shape))
 
     def __getitem__(self, part: Any) -> MomentValues:
-        return MomentValues(self._loading, self.data[part])
+        return MomentValues(self.moment, self.data[part])
 
     def joined(self) -> Tensor:
         """Return a new bf16 tensor."""
-        return self.data.float().div_(self._loading.moment.scale).bfloat16()
+        return self.data.float().div_(self.moment.scale).bfloat16()
 
     def copy_(self, values: Tensor) -> None:
-        """Set these values. They count once all values of the moment are set, each once; then they are rounded."""
-        self._loading.put(self.data, values)
+        """Set these values; they count, and are rounded, once the moment is settled."""
+        self.moment.put(self.data, values)
+
+
+def settle(adam: Any) -> None:
+    """Store the moments in FP8 that were loaded into an Adam."""
+    for state in adam.state.values():
+        if isinstance(kept := state.get(FIRST), Fp8Moment):
+            kept.settle()
 
 
 def keep_in_fp8(inner: Any) -> None:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from megacode.config.run import RunConfig
 from megacode.config.training import OptimizerName
-from megacode.mcore import device, low_precision_adam, translate
+from megacode.mcore import device, fp8_moments, low_precision_adam, translate
 from megacode.mcore.muon import MuonOptimizer
 
 
@@ -169,13 +169,14 @@ def gradient_of(parameter: torch.Tensor) -> torch.Tensor | None:
 
 @torch.no_grad()
 def restore_weights(chunks: list[Any], optimizer: Any) -> None:
-    """Set the model's weights from the optimizer's fp32 ones, after a load; a collective of the data-parallel ranks.
+    """Set weights from the optimizer's fp32 ones, and FP8 moments, after a load; a collective of data-parallel ranks.
 
     Each rank rounds what its optimizer holds and gathers the rest, so no rank reads the whole model.
     """
     for inner in inner_optimizers(optimizer):
         inner._copy_main_params_to_model_params()
         low_precision_adam.round_masters(inner.optimizer)
+        fp8_moments.settle(inner.optimizer)
     for chunk in chunks:
         if chunk.ddp_config.use_distributed_optimizer:
             # Forced: with overlap the gather would only start here, and end in the next forward pass.

@@ -97,6 +97,7 @@ def test_a_moment_that_arrives_in_parts_is_rounded_once_as_a_whole() -> None:
     block = moment.values().view(4, 6)
     for rows, columns in ((slice(2, 4), slice(0, 6)), (slice(0, 2), slice(0, 2)), (slice(0, 2), slice(2, 6))):
         block[rows, columns].copy_(wanted.view(4, 6)[rows, columns])
+    moment.settle()
     assert torch.equal(moment.widened(), stored(wanted))
     assert torch.equal(block[1].joined().float(), stored(wanted)[6:12])
     assert (block.numel(), block.shape, block.dtype) == (24, (4, 6), torch.bfloat16)
@@ -107,6 +108,7 @@ def test_an_interrupted_load_leaves_nothing_for_the_next_one() -> None:
     moment.values()[:6].copy_(torch.full((6,), 7.0))
     assert not moment.widened().any()
     moment.values().copy_(torch.full((8,), 3.0))
+    moment.settle()
     assert moment.widened().tolist() == [3.0] * 8
 
 
