@@ -186,6 +186,7 @@ def test_fp8_moments_survive_bf16_ones(program: ModuleType, tmp_path: Path, alon
     start = program.saved_state(case(EACH["fp8"]), tmp_path / "fp8", iterations=3)
     there = program.saved_state(case(SMALLEST), tmp_path / "bf16", load=tmp_path / "fp8")
     back = program.saved_state(case(EACH["fp8"]), tmp_path / "back", load=tmp_path / "bf16")
+    assert {name.partition(".")[0] for name in start} == {"model", "exp_avg", "exp_avg_sq"}
     for name, tensor in start.items():
         assert there[name].equal(tensor), name
         assert back[name].equal(tensor), name
