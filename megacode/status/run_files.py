@@ -29,7 +29,7 @@ class RunFiles:
         train: lines of kind `train`, one per iteration, in order. Those before the last 50 keep only `iteration` and
             `seconds`, and for skipped updates `skipped` and `samples_by_source`: a run may have 100,000s of lines.
         scores: lines of kind `score`, the last one of each suite and iteration, by iteration.
-        validation, health, fp8_probe: the last line of that kind; empty if there is none.
+        validation, health, fp8_probe, alignment: the last line of that kind; empty if there is none.
         events: lines of `events.jsonl` and `hangs.jsonl`, by time.
         ledger: lines of `ledger.jsonl`.
         heartbeats: by rank: `rank`, `age` in seconds, and what the rank says of itself.
@@ -44,6 +44,7 @@ class RunFiles:
     validation: Json
     health: Json
     fp8_probe: Json
+    alignment: Json
     events: list[Json]
     ledger: list[Json]
     heartbeats: list[Json]
@@ -113,6 +114,7 @@ def read_files(path: Path, now: float) -> RunFiles:
         validation=last.get("validation", {}),
         health=last.get("health", {}),
         fp8_probe=last.get("fp8_probe", {}),
+        alignment=last.get("alignment", {}),
         events=[event for event in read_events(run, damaged) if isinstance(event.get("time"), (int, float))],
         ledger=read_jsonl(run.ledger, damaged),
         heartbeats=_heartbeats(run.heartbeats, now),
