@@ -51,12 +51,26 @@ class Fp8Probe(Frozen):
     policy: Literal["warn", "fall_back"] = "warn"
 
 
+class AlignmentProbe(Frozen):
+    """Compare the gradients of all sources' held-out losses; changes nothing of the run.
+
+    Attributes:
+        every: interval between probes; absent: no probes.
+        samples: held-out windows of each source, spread evenly, the same in every probe.
+    """
+
+    every: Length | None = None
+    # Three sources of 64 windows cost as much as 192 training samples: below 1 % of 500 iterations of 39 or more.
+    samples: int = Field(default=64, ge=1)
+
+
 class Health(Frozen):
     """What is monitored.
 
     Attributes:
         spikes: of the loss or of the gradient norm.
         fp8_probe: measures the accuracy lost to FP8.
+        alignment_probe: measures how a step on one source changes the losses of the others.
         hang_timeout: a rank that finishes no iteration, validation or save in this time counts as hung: the Python
             stacks of all ranks are written, and the job ends.
         report_every: iterations between two reports of the slowest rank and of memory.
@@ -64,6 +78,7 @@ class Health(Frozen):
 
     spikes: Spikes = Spikes()
     fp8_probe: Fp8Probe = Fp8Probe()
+    alignment_probe: AlignmentProbe = AlignmentProbe()
     # Longer than the slowest save or compilation, since a wrong alarm ends the job.
     hang_timeout: Seconds = 1800.0
     report_every: int = Field(default=100, ge=1)

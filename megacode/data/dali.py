@@ -40,6 +40,7 @@ class _Part(NamedTuple):
 
     source: str | None
     number: int
+    samples: int | None = None  # of the source's windows, over all ranks; None: those that validation measures
 
 
 class _Fed(NamedTuple):
@@ -66,7 +67,7 @@ class DaliLoader(DeviceLoader):
     def __init__(self, *arguments: Any, ahead: int = 1, **named: Any) -> None:
         check()
         super().__init__(*arguments, **named)
-        self._held_out: dict[str, list[Rows]] = {}
+        self._held_out: dict[tuple[str, int | None], list[Rows]] = {}
         # The pipeline returns tensors only. What belongs to each is kept here, in the order of feeding.
         self._under_way: deque[_Fed] = deque()
         self._next = _Part(None, 0)
@@ -76,11 +77,11 @@ class DaliLoader(DeviceLoader):
         """Return this rank's micro-batches of the iteration that starts at a clock, all of one size."""
         return self._run(_Part(None, consumed_samples))
 
-    def validation_batches(self, source: str) -> Iterator[MicroBatch]:
-        """Yield this rank's micro-batches of a source's held-out windows, on every rank as many, all of one size."""
-        self._held_out[source] = self._rows.held_out(source)
-        for number in range(len(self._held_out[source])):
-            yield from self._run(_Part(source, number))
+    def validation_batches(self, source: str, samples: int | None = None) -> Iterator[MicroBatch]:
+        """Yield this rank's micro-batches of a source's held-out windows: see `BatchSource`."""
+        self._held_out[source, samples] = self._rows.held_out(source, samples)
+        for number in range(len(self._held_out[source, samples])):
+            yield from self._run(_Part(source, number, samples))
 
     def close(self) -> None:
         """Release the pipeline, its threads and its memory."""
@@ -118,14 +119,15 @@ class DaliLoader(DeviceLoader):
     def _rows_of(self, part: _Part) -> tuple[Rows, int]:
         if part.source is None:
             return self._rows.at(part.number)
-        rows = self._held_out[part.source][part.number]
+        rows = self._held_out[part.source, part.samples][part.number]
         return rows, len(rows)
 
     def _after(self, part: _Part) -> _Part:
         """Return the part that will probably be requested next; after the last one, the first."""
         if part.source is None:
             return _Part(None, self._rows.after(part.number) or 0)
-        return _Part(part.source, (part.number + 1) % len(self._held_out[part.source]))
+        following = (part.number + 1) % len(self._held_out[part.source, part.samples])
+        return part._replace(number=following)
 
 
 def check() -> None:

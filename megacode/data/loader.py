@@ -28,8 +28,13 @@ class BatchSource(Protocol):
     def batch(self, consumed_samples: int) -> list[MicroBatch]:
         """Return this rank's micro-batches of the iteration that starts at a clock, all of one size."""
 
-    def validation_batches(self, source: str) -> Iterator[MicroBatch]:
-        """Yield this rank's micro-batches of a source's held-out windows, on every rank as many, all of one size."""
+    def validation_batches(self, source: str, samples: int | None = None) -> Iterator[MicroBatch]:
+        """Yield this rank's micro-batches of a source's held-out windows, on every rank as many, all of one size.
+
+        Args:
+            source: its name.
+            samples: number of windows over all ranks, spread evenly; None: those that validation measures.
+        """
 
     def close(self) -> None:
         """Release threads and memory; nothing is read afterwards."""
@@ -69,9 +74,9 @@ class Loader:
         """Return the clock after the iteration that starts at a clock; None: it is the run's last."""
         return self._rows.after(consumed_samples)
 
-    def validation_batches(self, source: str) -> Iterator[MicroBatch]:
-        """Yield this rank's micro-batches of a source's held-out windows, on every rank as many, all of one size."""
-        for rows in self._rows.held_out(source):
+    def validation_batches(self, source: str, samples: int | None = None) -> Iterator[MicroBatch]:
+        """Yield this rank's micro-batches of a source's held-out windows: see `BatchSource`."""
+        for rows in self._rows.held_out(source, samples):
             yield from self._micro_batches(rows, len(rows))
 
     def close(self) -> None:

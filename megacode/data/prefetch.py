@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -81,9 +82,10 @@ class Prefetch:
         self._side.hand_over(mark, (tensor for batch in batches for tensor in _tensors(batch)))
         return batches
 
-    def validation_batches(self, source: str) -> Iterator[MicroBatch]:
+    def validation_batches(self, source: str, samples: int | None = None) -> Iterator[MicroBatch]:
         """Yield this rank's micro-batches of a source's held-out windows, made by the same thread on request."""
-        yield from self._taken(self._thread.submit(self._made, self._loader.validation_batches, source))
+        make = partial(self._loader.validation_batches, samples=samples)
+        yield from self._taken(self._thread.submit(self._made, make, source))
 
     def close(self) -> None:
         """End the thread and release what it made."""

@@ -158,25 +158,34 @@ class RowPlan:
         ends = np.cumsum([len(part) for part in mine.values()]).tolist()
         return {start: rows.part(end - len(part), end) for (start, part), end in zip(mine.items(), ends, strict=True)}
 
-    def held_out(self, source: str) -> list[Rows]:
-        """Return this rank's micro-batches of a source's held-out windows, on every rank as many, all of one size."""
+    def held_out(self, source: str, samples: int | None = None) -> list[Rows]:
+        """Return this rank's micro-batches of a source's held-out windows, on every rank as many, all of one size.
+
+        Args:
+            source: its name.
+            samples: number of windows over all ranks; None: those of validation.
+        """
         number = self._schedule.source_names.index(source)
         stream, size = self.stream(number), self._micro_batch_size
+        count = stream.validation_windows
+        if samples is not None:
+            # No larger than needed: padding rows cost as much as others.
+            count, size = samples, min(size, -(-samples // self._dp_size))
         # Rounded up: collectives need the same number of batches on every rank.
-        steps = -(-stream.validation_windows // (size * self._dp_size))
+        steps = -(-count // (size * self._dp_size))
         firsts = [(step * self._dp_size + self._dp_rank) * size for step in range(steps)]
-        held_out = [self._held_out(number, stream, first) for first in firsts]
+        held_out = [self._held_out(number, stream, range(first, first + size), count) for first in firsts]
         for rows in held_out:
             self._fetch_ahead.windows(rows.source_ids, rows.first_tokens)
         return held_out
 
-    def _held_out(self, number: int, stream: SourceStream, first: int) -> Rows:
-        windows = np.arange(first, first + self._micro_batch_size)
-        filling = windows >= stream.validation_windows
+    def _held_out(self, number: int, stream: SourceStream, numbers: range, count: int) -> Rows:
+        windows = np.array(numbers)
+        filling = windows >= count
         # Padding rows read window 0; the mask removes them from the loss.
-        tokens = [stream.validation_first_token(k) for k in np.where(filling, 0, windows).tolist()]
-        count = len(windows)
-        return Rows(windows, np.full(count, number), np.full(count, HELD_OUT), np.array(tokens), filling)
+        tokens = [stream.held_out_first_token(k, count) for k in np.where(filling, 0, windows).tolist()]
+        size = len(windows)
+        return Rows(windows, np.full(size, number), np.full(size, HELD_OUT), np.array(tokens), filling)
 
 
 def micro_batch_size(rows: int, wanted: int) -> int:

@@ -49,7 +49,8 @@ class SourceStream:
         train_documents: documents of the training stream, which are the first ones; `take` may end inside the last.
         held_out_from: the first held-out token.
         validation_tokens: tokens of the held-out documents.
-        validation_windows: how many held-out windows `validation_window` gives.
+        held_out_windows: windows that the held-out documents give.
+        validation_windows: how many of them validation measures.
 
     Raises:
         DataError: if the data set cannot be read, either part is shorter than one window, or it has less than `take`.
@@ -72,8 +73,8 @@ class SourceStream:
         self.train_tokens = self.data.document_bounds(self.train_documents - 1)[1] + 1 if self.train_documents else 0
         self.held_out_from = self.train_tokens
         self.validation_tokens = self.data.tokens - self.train_tokens
-        self._held_out_windows = max(0, self.validation_tokens - 1) // seq_length
-        self.validation_windows = min(validation_samples, self._held_out_windows)
+        self.held_out_windows = held_out_windows(self.validation_tokens, seq_length)
+        self.validation_windows = min(validation_samples, self.held_out_windows)
         self._check_lengths(validation_fraction)
         if take is not None:
             check_take(name, take, self.train_tokens, seq_length)
@@ -133,11 +134,11 @@ class SourceStream:
         """Return the positions 1 .. S of a window at which a new document begins, ascending."""
         return self.data.document_starts(first_token, first_token + self.seq_length) - first_token
 
-    def validation_first_token(self, number: int) -> int:
-        """Return where a held-out window begins; windows begin at fixed places and share no label."""
-        assert 0 <= number < self.validation_windows
+    def held_out_first_token(self, number: int, count: int) -> int:
+        """Return where one of `count` held-out windows begins; they begin at fixed places and share no label."""
+        assert 0 <= number < count <= self.held_out_windows
         # Integer division spreads the windows evenly; each starts at a multiple of S.
-        return self.held_out_from + number * self._held_out_windows // self.validation_windows * self.seq_length
+        return self.held_out_from + number * self.held_out_windows // count * self.seq_length
 
     def _sampled(self) -> Iterator[tuple[int, npt.NDArray[np.integer]]]:
         """Yield blocks of tokens, evenly spaced, and where they begin."""
@@ -169,6 +170,11 @@ class SourceStream:
                 )
                 where = f"sources.{self.name} ({self.prefix})"
                 raise DataError(what, where, "use the tokenizer that made it, or preprocess it again with the run's")
+
+
+def held_out_windows(tokens: int, seq_length: int) -> int:
+    """Return how many windows held-out documents of so many tokens give."""
+    return max(0, tokens - 1) // seq_length
 
 
 def open_source(config: RunConfig, name: str) -> SourceStream:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from megacode.mcore import groups, optimizer_state
 from megacode.mcore.optimizer import gradient_of
+from megacode.mcore.optimizer_state import Held
 from megacode.mcore.rank_model import RankModel
 from megacode.mcore.sharding import model_state
 
@@ -33,7 +33,7 @@ def by_parameter(rank_model: RankModel) -> dict[str, float]:
     optimizer_state.prime(rank_model.optimizer)
     for held in optimizer_state.held(rank_model.optimizer):
         gradient = gradient_of(held.main)
-        if gradient is not None and _counts(rank_model, held):
+        if gradient is not None and counts(rank_model, held):
             # In fp64: squares of a gradient that explodes overflow fp32, and its finite norm would read as inf.
             name = known[id(held.parameter)]
             squares[name] = squares.get(name, 0.0) + float(torch.linalg.vector_norm(gradient.double())) ** 2
@@ -53,7 +53,7 @@ def names(rank_model: RankModel) -> dict[int, str]:
     return {id(entry.data): entry.key for entry in described if isinstance(getattr(entry, "data", None), Tensor)}
 
 
-def _counts(rank_model: RankModel, held: Any) -> bool:
+def counts(rank_model: RankModel, held: Held) -> bool:
     """Return whether a gradient counts on this rank; of copies on several ranks only one counts."""
     from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
     from megatron.core.transformer.module import param_is_not_shared

@@ -21,7 +21,7 @@ LLM Training (2025), algorithm 1 for the distribution over ranks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -188,23 +188,31 @@ class MuonOptimizer:
         self._shares.exchange()
 
     def _step_matrices(self) -> None:
-        # The largest first, so that the parameters of a round below cost about the same.
-        owned = sorted((one for one in self.owned if one.name in self._momentum), key=lambda one: -one.main.numel())
         rate, decay = self._muon["lr"], self._muon["weight_decay"]
-        for one, update in zip(owned, self._updates(owned), strict=True):
+        for one, update in zip(self.matrices, self.updates(self._direction), strict=True):
             one.main.mul_(1.0 - rate * decay).sub_(update, alpha=rate)
+
+    @property
+    def matrices(self) -> list[Owned]:
+        """What of this rank Muon updates at present."""
+        # The largest first, so that the parameters of a round below cost about the same.
+        return sorted((one for one in self.owned if one.name in self._momentum), key=lambda one: -one.main.numel())
 
     # Whole matrices, from the slices of tensor-parallel ranks.
 
-    def _updates(self, owned: Sequence[Owned]) -> Iterator[Tensor]:
-        """Yield this rank's slice of the scaled update of each parameter, fp32."""
-        # In each round every tensor-parallel rank computes one parameter. All of them own the same ones, in this order.
-        size = self._tensor.size()
-        for first in range(0, len(owned), size):
-            yield from self._round(owned[first : first + size])
+    def updates(self, direction_of: Callable[[Owned], Tensor]) -> Iterator[Tensor]:
+        """Yield this rank's slice of the scaled update of each of `matrices`, fp32; a tensor-parallel collective.
 
-    def _round(self, owned: Sequence[Owned]) -> list[Tensor]:
-        directions = [self._direction(one).to(_DTYPES[self._settings.newton_schulz_dtype]) for one in owned]
+        Args:
+            direction_of: returns what is orthogonalized of a slice, fp32 of its shape, in memory of its own.
+        """
+        # In each round every tensor-parallel rank computes one parameter. All of them own the same ones, in this order.
+        owned, size = self.matrices, self._tensor.size()
+        for first in range(0, len(owned), size):
+            yield from self._round(owned[first : first + size], direction_of)
+
+    def _round(self, owned: Sequence[Owned], direction_of: Callable[[Owned], Tensor]) -> list[Tensor]:
+        directions = [direction_of(one).to(_DTYPES[self._settings.newton_schulz_dtype]) for one in owned]
         if self._tensor.size() == 1:
             return [self._whole_update(one, [each])[0].float() for one, each in zip(owned, directions, strict=True)]
         rank, size, slices = self._tensor.rank(), self._tensor.size(), list[Tensor]()

@@ -126,9 +126,15 @@ def measure(optimizer: Any, tokens: int) -> float:
         tokens: number of valid tokens; gradients of the sum over them become gradients of the mean.
     """
     # mcore's `step` prepares, clips and updates at once. In parts, a step can be rejected once its norm is known.
+    prepare(optimizer, tokens)
+    return gradient_norm(optimizer)
+
+
+@torch.no_grad()
+def prepare(optimizer: Any, tokens: int) -> None:
+    """Prepare the gradients as `measure` does, without their norm."""
     optimizer.prepare_grads()
     _multiply(optimizer, 1.0 / max(tokens, 1))
-    return gradient_norm(optimizer)
 
 
 @torch.no_grad()

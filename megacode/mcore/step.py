@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -121,13 +122,44 @@ def train_step(
 
 def backward(rank_model: RankModel, microbatches: Sequence[MicroBatch], num_sources: int) -> Losses:
     """Return the losses; the reduced gradient of their sum is then in mcore's buffers. Arguments as in `train_step`."""
+    _begin_backward(rank_model)
+    whole = _in_groups(rank_model, microbatches)
+    return _summed(rank_model, _run(rank_model, whole, num_sources, forward_only=False), num_sources)
+
+
+def backward_as_evaluated(rank_model: RankModel, microbatches: Sequence[MicroBatch], num_sources: int) -> Losses:
+    """As `backward`, of the losses that `evaluate` returns: without dropout and z-loss."""
+    _begin_backward(rank_model)
+    whole = _in_groups(rank_model, microbatches)
+    with _as_evaluated(rank_model):
+        sums = _run(rank_model, whole, num_sources, forward_only=False)
+    return _summed(rank_model, sums, num_sources)
+
+
+def _begin_backward(rank_model: RankModel) -> None:
     # Both: DDP's buffers accumulate over micro-batches, and the optimizer holds `grad`s of the last step.
     for chunk in rank_model.chunks:
         _set_mode(chunk, training=True)
         chunk.zero_grad_buffer()
     rank_model.optimizer.zero_grad()
-    whole = _in_groups(rank_model, microbatches)
-    return _summed(rank_model, _run(rank_model, whole, num_sources, forward_only=False), num_sources)
+
+
+@contextmanager
+def _as_evaluated(rank_model: RankModel) -> Iterator[None]:
+    """Compute without dropout and z-loss, and recompute activations as in training."""
+    model = rank_model.config.model
+    for chunk in rank_model.chunks:
+        bare(chunk).z_loss = 0.0
+        if model.hidden_dropout or model.attention_dropout:
+            chunk.eval()
+            # mcore recomputes whole blocks only in training, and would otherwise need far more memory here.
+            bare(chunk).decoder.training = True
+    try:
+        yield
+    finally:
+        for chunk in rank_model.chunks:
+            bare(chunk).z_loss = rank_model.config.train.z_loss
+            chunk.train()
 
 
 @torch.no_grad()

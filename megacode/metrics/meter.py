@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+from megacode.mcore.alignment import Alignment, Matrix
 from megacode.mcore.step import StepResult
 from megacode.plan.phases import Schedule
 
@@ -117,6 +119,53 @@ def validation_record(
         "loss_by_source": loss_by_source,
         "reason": reason,
     }
+
+
+def alignment_record(
+    found: Alignment, *, iteration: int, consumed: int, phase: str, samples: int, learning_rate: float, seconds: float
+) -> dict[str, Any]:
+    """Return the record of one comparison of the sources' gradients, which is made after an iteration.
+
+    In each matrix the row is the source of the step, and the column the source of the loss.
+
+    Args:
+        found: gradients and steps, compared.
+        iteration, consumed, phase: position of the run.
+        samples: held-out windows of each source.
+        learning_rate: of the iteration; transfers are in nats per token for a step of this size.
+        seconds: that the comparison took.
+    """
+    plain, stepped = found.plain, found.stepped
+    squares = [row[number] for number, row in enumerate(plain.whole)]
+    return {
+        "kind": "alignment",
+        "iteration": iteration,
+        "consumed_samples": consumed,
+        "phase": phase,
+        "sources": found.names,
+        "samples": samples,
+        "learning_rate": learning_rate,
+        "norms": {name: math.sqrt(square) for name, square in zip(found.names, squares, strict=True)},
+        "cosines": _cosines(plain.whole),
+        "transfer": _scaled(stepped.whole, learning_rate),
+        "cosines_by_kind": {kind: _cosines(part) for kind, part in plain.by_kind.items()},
+        "transfer_by_kind": {kind: _scaled(part, learning_rate) for kind, part in stepped.by_kind.items()},
+        "transfer_by_depth": [_scaled(part, learning_rate) for part in stepped.by_layer],
+        "seconds": seconds,
+    }
+
+
+def _cosines(products: Matrix) -> Matrix:
+    norms = [math.sqrt(row[number]) for number, row in enumerate(products)]
+    # Without a gradient there is no angle.
+    return [
+        [value / (left * right) if left * right else math.nan for value, right in zip(row, norms, strict=True)]
+        for row, left in zip(products, norms, strict=True)
+    ]
+
+
+def _scaled(products: Matrix, factor: float) -> Matrix:
+    return [[factor * value for value in row] for row in products]
 
 
 def fp8_probe_record(distances: dict[str, Any], *, iteration: int, consumed: int, phase: str) -> dict[str, Any]:

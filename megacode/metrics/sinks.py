@@ -201,6 +201,8 @@ class ConsoleSink:
             log.info("validation at iteration %d (%s): %s", record["iteration"], record["reason"], losses)
         elif record["kind"] == "fp8_probe":
             log.info("FP8 probe before iteration %d: %s", record["iteration"], probes.found(record))
+        elif record["kind"] == "alignment":
+            log.info("%s", alignment_line(record))
         elif record["kind"] == "score":
             log.info("%s", score_line(record))
         if self._bar is not None and record["kind"] != "score":  # a score is of an earlier iteration
@@ -229,6 +231,22 @@ def score_line(record: Record) -> str:
     shown = record.get("means") or firsts
     listed = ", ".join(f"{name} {format_measured(value, 3)}" for name, value in shown.items())
     return f"scores at iteration {record['iteration']} ({record['suite']}): {listed}"
+
+
+def alignment_line(record: Record) -> str:
+    """Return the log line of a comparison of gradients: the pair that helps most, and the one that helps least."""
+    names, where = record["sources"], f"gradients compared at iteration {record['iteration']}"
+    pairs = {
+        f"{step} to {loss}": value
+        for step, row in zip(names, record["transfer"], strict=True)
+        for loss, value in zip(names, row, strict=True)
+        if step != loss
+    }
+    if not pairs:
+        return f"{where}: one source"
+    least, most = (choose(pairs, key=pairs.__getitem__) for choose in (min, max))
+    shown = dict.fromkeys((most, least))
+    return f"{where}: {', '.join(f'{pair} {pairs[pair]:+.3g}' for pair in shown)} nats a step"
 
 
 def open_sinks(run: RunDir, iteration: int, consumed_samples: int, total_iterations: int) -> list[Sink]:

@@ -19,7 +19,8 @@ _TABLE = {
         evaluate.sbatch evaluate.keep_exports evaluate.wait validation.every validation.samples metrics.wait
         metrics.wandb.project metrics.wandb.entity metrics.wandb.name metrics.wandb.group metrics.wandb.tags
         metrics.wandb.mode metrics.wandb.x_axis metrics.mlflow.tracking_uri metrics.mlflow.experiment
-        metrics.mlflow.name metrics.mlflow.x_axis metrics.opentelemetry.endpoint""",
+        metrics.mlflow.name metrics.mlflow.x_axis metrics.opentelemetry.endpoint health.alignment_probe.every
+        health.alignment_probe.samples""",
     "layout": """parallel.tensor parallel.pipeline parallel.virtual_pipeline parallel.context
         parallel.sequence_parallel parallel.distributed_optimizer parallel.overlap_grad_reduce
         parallel.overlap_param_gather parallel.recompute train.micro_batch_size train.loader train.prefetch

@@ -65,8 +65,9 @@ class Session:
 
     @property
     def validating(self) -> float:
-        """Seconds spent on held-out losses."""
-        return sum(float(event.get("seconds") or 0) for event in self.events if event["event"] == "validation")
+        """Seconds spent on held-out losses and their gradients."""
+        measured = [event for event in self.events if event["event"] in ("validation", "alignment")]
+        return sum(float(event.get("seconds") or 0) for event in measured)
 
     @property
     def lost(self) -> float:

@@ -68,6 +68,10 @@ class Calendar:
         """Whether FP8 is probed before an iteration, if it is in use."""
         return self._due(self.config.health.fp8_probe.every, iteration)
 
+    def aligns(self, iteration: Iteration) -> bool:
+        """Whether the gradients of the sources are compared after an iteration."""
+        return self._due(self.config.health.alignment_probe.every, iteration)
+
     def reports(self, number: int) -> bool:
         """Whether ranks report their speed and memory after an iteration."""
         return number % self.config.health.report_every == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from megacode.train import alignment_probe
 from megacode.train.trainer import StopReason, Trainer
 
 
@@ -21,6 +22,8 @@ def train(trainer: Trainer) -> StopReason:
             continue  # at an earlier iteration: what is due after this one is due when it comes again
         if trainer.validation_due(iteration):
             trainer.validate("phase_end" if trainer.at_phase_end else "interval")
+        if trainer.calendar.aligns(iteration):
+            alignment_probe.probe(trainer, iteration)
         if trainer.save_due(iteration):
             trainer.save(iteration)
         reason = trainer.agree(iteration)

@@ -11,7 +11,8 @@ from typing import Any
 
 from megacode.base.files import RunDir
 from megacode.checkpoint.state import TrainState
-from megacode.metrics.meter import Meter, fp8_probe_record, health_record, validation_record
+from megacode.mcore.alignment import Alignment
+from megacode.metrics.meter import Meter, alignment_record, fp8_probe_record, health_record, validation_record
 from megacode.metrics.reader import lost_work
 from megacode.metrics.sinks import Events, Record, Sink, open_sinks
 from megacode.train.calendar import Iteration
@@ -94,6 +95,15 @@ class RunLog:
         self.write(fp8_probe_record(probe, iteration=iteration.number, consumed=iteration.before, phase=phase))
         if probe["alarm"]:
             self.event("fp8_alarm", alarm=probe["alarm"], fell_back=probe["fell_back"])
+
+    def aligned(self, found: Alignment, phase: str, samples: int, learning_rate: float, seconds: float) -> None:
+        """Write a comparison of the sources' gradients; arguments as of `alignment_record`."""
+        seconds = round(seconds, 4)
+        clock = self._clock()
+        self.write(
+            alignment_record(found, phase=phase, samples=samples, learning_rate=learning_rate, seconds=seconds, **clock)
+        )
+        self.event("alignment", seconds=seconds)
 
     def health(self, reports: Sequence[Any], phase: str) -> None:
         """Write which rank the others wait for, and the largest memory use of any rank."""

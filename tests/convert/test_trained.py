@@ -54,7 +54,7 @@ def test_an_export_of_a_sliced_run_has_the_validation_loss_of_its_training(
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     measured = [line["loss"] for line in lines if line["kind"] == "validation"][-1]
     stream = SourceStream("text", str(data_prefix), 0.05, 64)
-    places = map(stream.validation_first_token, range(stream.validation_windows))
+    places = (stream.held_out_first_token(k, stream.validation_windows) for k in range(stream.validation_windows))
     windows = torch.stack([torch.tensor(stream.window(place).astype("int64")) for place in places])
     with torch.no_grad():
         logits = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")(windows[:, :-1]).logits

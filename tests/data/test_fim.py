@@ -311,7 +311,7 @@ def test_held_out_windows_are_read_as_stored(run_of):
     rows = [(batch, row) for batch in batches for row in range(len(batch.samples)) if batch.samples[row] >= 0]
     assert len(rows) == stream.validation_windows > 0
     for batch, row in rows:
-        window = stream.window(stream.validation_first_token(int(batch.samples[row])))
+        window = stream.window(stream.held_out_first_token(int(batch.samples[row]), stream.validation_windows))
         assert batch.labels[row].tolist() == window[1:].tolist()
 
 

@@ -163,7 +163,8 @@ def test_validation_reads_each_held_out_window_once_at_any_layout(dp_size, isola
         rows = [(batch, row) for part in batches for batch in part for row in range(len(batch.samples))]
         real = {int(batch.samples[row]): batch.labels[row].tolist() for batch, row in rows if batch.samples[row] >= 0}
         assert real == {
-            k: stream.window(stream.validation_first_token(k))[1:].tolist() for k in range(stream.validation_windows)
+            k: stream.window(stream.held_out_first_token(k, stream.validation_windows))[1:].tolist()
+            for k in range(stream.validation_windows)
         }
         assert all(batch.loss_mask[row].sum() == 0 for batch, row in rows if batch.samples[row] < 0)
         numbers = {int(batch.source_ids[row]) for batch, row in rows if batch.samples[row] >= 0}

@@ -41,12 +41,17 @@ def test_held_out_documents_are_the_last_that_hold_the_share(lengths, fraction, 
     later = [int(end) for end in ends if end > stream.train_tokens]
     assert not fraction or total - later[0] < fraction * total, "no smaller cut would do"
     assert bool(stream.validation_windows) == bool(fraction)
-    places = [stream.validation_first_token(number) for number in range(stream.validation_windows)]
+    places = [
+        stream.held_out_first_token(number, stream.validation_windows) for number in range(stream.validation_windows)
+    ]
     assert len(places) == min(samples, (stream.validation_tokens - 1) // seq_length) if fraction else not places
     assert all(b - a >= seq_length for a, b in itertools.pairwise(places))
     for place in places:
         assert stream.train_tokens <= place <= total - seq_length - 1
-    assert [stream.window(stream.validation_first_token(number))[0] for number in range(len(places))] == places
+    assert [
+        stream.window(stream.held_out_first_token(number, stream.validation_windows))[0]
+        for number in range(len(places))
+    ] == places
 
 
 def test_a_window_knows_its_tokens_and_documents(write_dataset):

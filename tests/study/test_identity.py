@@ -107,6 +107,8 @@ CHANGES: dict[str, Document] = {
     },
     "health.hang_timeout": {"health": {"hang_timeout": 60}},
     "health.report_every": {"health": {"report_every": 7}},
+    "health.alignment_probe.every": {"health": {"alignment_probe": {"every": "7 iterations", "samples": 1}}},
+    "health.alignment_probe.samples": {"health": {"alignment_probe": {"samples": 7}}},
     **{
         f"health.spikes.{key}": {"health": {"spikes": {key: value}}}
         for key, value in {"policy": "skip", "window": 64, "threshold": 5, "withhold": 2, "limit": 3}.items()

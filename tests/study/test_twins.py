@@ -199,8 +199,8 @@ def test_what_is_taken_is_read_and_no_other_and_held_out_data_stay(tmp_path: Pat
     assert taken.validation_windows == everything.validation_windows == 2
     for number in range(2):
         assert (
-            taken.window(taken.validation_first_token(number)).tolist()
-            == everything.window(everything.validation_first_token(number)).tolist()
+            taken.window(taken.held_out_first_token(number, taken.validation_windows)).tolist()
+            == everything.window(everything.held_out_first_token(number, everything.validation_windows)).tolist()
         )
     assert make_plan(whole).schedule.fingerprints() != plan.schedule.fingerprints()
 
