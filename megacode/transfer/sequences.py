@@ -1,4 +1,4 @@
-"""Micro-batches of one row each: a window of a source, or a question with its answer, on which alone the loss counts."""
+"""Micro-batches of one row: a window of a source, or a question with its answer, on which alone the loss counts."""
 
 from __future__ import annotations
 

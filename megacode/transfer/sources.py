@@ -94,10 +94,10 @@ def _problems(config: RunConfig, asked: Sequence[str], names: Sequence[str]) -> 
 
 
 def _held_out(config: RunConfig, name: str, samples: int) -> SourceWindows:
-    held = config.validation.model_copy(update={"samples": samples})
-    stream = open_source(config.model_copy(update={"validation": held}), name)
-    _enough(name, stream.prefix, stream.validation_windows)
-    firsts = [stream.validation_first_token(number) for number in range(stream.validation_windows)]
+    stream = open_source(config, name)
+    _enough(name, stream.prefix, stream.held_out_windows)
+    used = min(samples, stream.held_out_windows)
+    firsts = [stream.held_out_first_token(number, used) for number in range(used)]
     return SourceWindows(name, stream, firsts, True)
 
 
