@@ -140,6 +140,13 @@ def the_ramp_reaches_the_batch(config: RunConfig) -> Iterator[Problem]:
         yield Problem(what, "train.batch_ramp", f"set micro_batch_size to {legal}, or use multiples of {micro}")
 
 
+def an_alignment_probe_needs_held_out_data(config: RunConfig) -> Iterator[Problem]:
+    """The alignment probe takes gradients of held-out losses."""
+    if config.health.alignment_probe.every is not None and not config.validation.fraction:
+        what = "the probe takes gradients of held-out losses, and validation.fraction is 0"
+        yield Problem(what, "health.alignment_probe", "set validation.fraction, such as 0.005, or remove the probe")
+
+
 RULES: tuple[Rule, ...] = (
     *MODEL_RULES,
     a_vocabulary_is_known,
@@ -160,4 +167,5 @@ RULES: tuple[Rule, ...] = (
     reduced_states_are_adams,
     reduced_gradients_need_single_buckets,
     muon_needs_whole_updates,
+    an_alignment_probe_needs_held_out_data,
 )

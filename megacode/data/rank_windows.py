@@ -169,8 +169,9 @@ class RowPlan:
         stream, size = self.stream(number), self._micro_batch_size
         count = stream.validation_windows
         if samples is not None:
-            # No larger than needed: padding rows cost as much as others.
-            count, size = samples, min(size, -(-samples // self._dp_size))
+            # All of one size, and no larger than needed: padding rows cost as much as others.
+            count, steps = samples, -(-samples // (size * self._dp_size))
+            size = -(-samples // (steps * self._dp_size))
         # Rounded up: collectives need the same number of batches on every rank.
         steps = -(-count // (size * self._dp_size))
         firsts = [(step * self._dp_size + self._dp_rank) * size for step in range(steps)]

@@ -73,7 +73,7 @@ class SourceStream:
         self.train_tokens = self.data.document_bounds(self.train_documents - 1)[1] + 1 if self.train_documents else 0
         self.held_out_from = self.train_tokens
         self.validation_tokens = self.data.tokens - self.train_tokens
-        self.held_out_windows = held_out_windows(self.validation_tokens, seq_length)
+        self.held_out_windows = max(0, self.validation_tokens - 1) // seq_length
         self.validation_windows = min(validation_samples, self.held_out_windows)
         self._check_lengths(validation_fraction)
         if take is not None:
@@ -170,11 +170,6 @@ class SourceStream:
                 )
                 where = f"sources.{self.name} ({self.prefix})"
                 raise DataError(what, where, "use the tokenizer that made it, or preprocess it again with the run's")
-
-
-def held_out_windows(tokens: int, seq_length: int) -> int:
-    """Return how many windows held-out documents of so many tokens give."""
-    return max(0, tokens - 1) // seq_length
 
 
 def open_source(config: RunConfig, name: str) -> SourceStream:

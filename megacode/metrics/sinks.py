@@ -246,7 +246,7 @@ def alignment_line(record: Record) -> str:
         return f"{where}: one source"
     least, most = (choose(pairs, key=pairs.__getitem__) for choose in (min, max))
     shown = dict.fromkeys((most, least))
-    return f"{where}: {', '.join(f'{pair} {pairs[pair]:+.3g}' for pair in shown)} nats a step"
+    return f"{where}: {', '.join(f'{pair} {pairs[pair] + 0.0:+.3g}' for pair in shown)} nats a step"
 
 
 def open_sinks(run: RunDir, iteration: int, consumed_samples: int, total_iterations: int) -> list[Sink]:

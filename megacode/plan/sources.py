@@ -46,6 +46,10 @@ class SourceSize:
     form: dict[str, Any] | None = field(default=None, hash=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
 
+    def held_out_windows(self, seq_length: int) -> int:
+        """Return how many windows its held-out documents give."""
+        return max(0, self.validation_tokens - 1) // seq_length
+
 
 class Place(NamedTuple):
     """What a sample of a source reads: its window covers tokens first_token .. first_token + seq_length."""

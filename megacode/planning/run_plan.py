@@ -33,6 +33,7 @@ from megacode.plan.learning_rate import LearningRateSchedule
 from megacode.plan.optimizers import prove_same_optimizer
 from megacode.plan.past import lost, unknown_loss
 from megacode.plan.phases import Schedule, SourceSize, build_schedule, prove_past
+from megacode.planning.alignment import check_probe, probe_document
 from megacode.planning.mirrors import mirror_problems
 from megacode.planning.suite import check_scoring
 from megacode.planning.tables import plan_document
@@ -81,7 +82,11 @@ class Plan:
 
     def document(self, cluster: Cluster | None = None) -> dict[str, Any]:
         """Return the plan as one JSON document, with memory and time if GPUs are given."""
-        return plan_document(self.config, self.schedule, self.batches, self.rates, self.vocab_size, cluster)
+        document = plan_document(self.config, self.schedule, self.batches, self.rates, self.vocab_size, cluster)
+        probes = len(self.multiples(self.config.health.alignment_probe.every))
+        gpus = cluster.gpus if cluster is not None else None
+        probe = probe_document(self.config, self.schedule, probes, self.vocab_size, document, gpus)
+        return document if probe is None else {**document, "alignment_probe": probe}
 
 
 def crosses(every: Quantity | None, seq_length: int, iteration: int, before: int, after: int) -> bool:
@@ -144,10 +149,12 @@ def make_plan(config: RunConfig, sizes: SourceSizes | None = None, *, allow_decl
     Raises:
         DataError: if a data set is missing or damaged.
         PlanError: if a cap makes a phase infeasible.
+        ConfigError: if a source has too few held-out windows for the alignment probe.
     """
     sizes = sizes or read_sizes(config, allow_declared=allow_declared)
     # Each follows from the ones before: order, then batches, then learning rates.
     schedule = build_schedule(config, sizes.sources)
+    check_probe(config, schedule)
     batches = BatchSchedule(config, schedule)
     rates = LearningRateSchedule(config, schedule, batches)
     return Plan(config, schedule, batches, rates, sizes.vocabulary)

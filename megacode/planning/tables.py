@@ -16,6 +16,7 @@ from megacode.capacity.cluster_table import headline, render_cluster, render_dry
 from megacode.capacity.scaling import render_scaling
 from megacode.plan.difference import shown
 from megacode.plan.past import render_lost
+from megacode.planning.alignment import probe_line
 from megacode.planning.document import plan_document
 
 __all__ = ["plan_document", "render_plan"]
@@ -67,6 +68,8 @@ def _headline(document: _Json) -> RenderableType:
     grid.add_row("length", f"{length}, {batch}")
     cost = f"{document['flops']:.3g} FLOPs, {format_count(document['flops_per_token'])} a token"
     grid.add_row("cost", f"{cost} (forward, backward, causal attention)")
+    if "alignment_probe" in document:
+        grid.add_row("gradients", probe_line(document["alignment_probe"]))
     if "gpus" in document:
         grid.add_row("gpus", headline(document["gpus"]))
     return grid

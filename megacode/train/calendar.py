@@ -72,6 +72,10 @@ class Calendar:
         """Whether the gradients of the sources are compared after an iteration."""
         return self._due(self.config.health.alignment_probe.every, iteration)
 
+    def measures(self, iteration: Iteration) -> bool:
+        """Whether held-out losses or their gradients are computed after an iteration."""
+        return self.validates(iteration) or self.aligns(iteration)
+
     def reports(self, number: int) -> bool:
         """Whether ranks report their speed and memory after an iteration."""
         return number % self.config.health.report_every == 0

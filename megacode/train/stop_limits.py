@@ -34,8 +34,8 @@ class TimeLimit:
     """Decides when to stop, so that the last save still fits into the time limit of a start.
 
     It is due when the time left is less than 1.5 times this sum: the longest of the last 32 iterations, the longest of
-    the last saves, and, if a validation comes next, the longest of those. Until a save has been measured, 2 % of the
-    limit is assumed. Clocks of ranks differ, so one rank must decide for all.
+    the last saves, and, if held-out data is measured next, the longest time that took. Until a save has been measured,
+    2 % of the limit is assumed. Clocks of ranks differ, so one rank must decide for all.
 
     Args:
         wall_clock: seconds that a start may take; None: no limit.
@@ -61,7 +61,7 @@ class TimeLimit:
         self._saves.append(seconds)
 
     def validated(self, seconds: float) -> None:
-        """Record the duration of a validation."""
+        """Record the duration of a validation, or of a comparison of gradients."""
         self._validations.append(seconds)
 
     @property

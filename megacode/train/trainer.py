@@ -246,7 +246,7 @@ class Trainer:
         """
         # Signals, files and clocks reach ranks at different moments. One all-reduce of flags makes them one decision.
         request = self.requests.touched() if self.requests is not None else None
-        late = self.requests is not None and not self.finished and self.limit.due(self.calendar.validates(self._next()))
+        late = self.requests is not None and not self.finished and self.limit.due(self.calendar.measures(self._next()))
         wishes = (self.stop_signal.name is not None, late, request == "stop", request == "save", *self.saver.flags())
         signalled, late, stop, save, busy, failed = groups.any_of(*wishes)
         self.saver.settle(busy, failed)

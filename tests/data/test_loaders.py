@@ -139,6 +139,34 @@ def test_held_out_windows_are_the_same_on_every_rank(kind, dp_size, sources, mak
             batches = list(default.validation_batches(source))
             assert batches
             assert_equal(list(other.validation_batches(source)), batches)
+            # Also where another number of windows was asked for just before.
+            for samples in (7, None, 3):
+                assert_equal(
+                    list(other.validation_batches(source, samples)), list(default.validation_batches(source, samples))
+                )
+
+
+@pytest.mark.parametrize("dp_size", [1, 2, 3])
+@pytest.mark.parametrize("samples", [1, 4, 7])
+def test_ranks_share_a_number_of_held_out_windows_and_pad_no_more_than_needed(
+    samples, dp_size, sources, make_config, opened
+):
+    config = make_config(sources, validation={"fraction": 0.3, "samples": 2})
+    stream = open_streams(config)["text"]
+    read, rows = {}, []
+    for rank in range(dp_size):
+        batches = list(opened("default", config, rank, dp_size).validation_batches("text", samples))
+        rows.append([len(batch.samples) for batch in batches])
+        for batch in batches:
+            for row, number in enumerate(batch.samples.tolist()):
+                if number >= 0:
+                    read[number] = batch.tokens[row].tolist()
+                else:
+                    assert not batch.loss_mask[row].any()
+    assert len({tuple(sizes) for sizes in rows}) == 1, "collectives need equal numbers on all ranks"
+    assert sum(map(sum, rows)) < samples + 2 * dp_size
+    places = [stream.held_out_first_token(number, samples) for number in range(samples)]
+    assert read == {number: stream.window(place)[:-1].tolist() for number, place in enumerate(places)}
 
 
 @pytest.mark.parametrize("kind", KINDS)

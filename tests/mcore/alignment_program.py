@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from megacode.mcore import alignment, groups, optimizer_state, precision
+from megacode.mcore import alignment, optimizer_state, precision
 from megacode.mcore.alignment import Alignment
 from megacode.mcore.rank_model import RankModel
 from tests.mcore import rank_program as tiny
@@ -42,6 +42,24 @@ def _trained_and_compared(case: dict[str, Any]) -> Alignment:
     rank_model = tiny.started(tiny.run_config(**case))
     tiny.iterate(rank_model, 0, 3)
     return compared(rank_model)
+
+
+def untrained(cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Compare the three sources under each case's config, before any iteration."""
+    return {name: described(compared(tiny.started(tiny.run_config(**case)))) for name, case in cases.items()}
+
+
+def halves(counts: list[int]) -> list[float]:
+    """Return the cosines of the gradients of two halves of a source, for some numbers of micro-batches in a half."""
+    rank_model = tiny.started(tiny.run_config())
+    tiny.iterate(rank_model, 0, 8)
+    found = []
+    for count in counts:
+        both = [tiny.microbatch(200 + number // 4, number % 4) for number in range(2 * count)]
+        batches = {"even": partial(list, both[::2]), "odd": partial(list, both[1::2])}
+        products = alignment.compare(rank_model, batches, tiny.SOURCES).plain.whole
+        found.append(products[0][1] / (products[0][0] * products[1][1]) ** 0.5)
+    return found
 
 
 def directions_of_items(cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -145,5 +163,4 @@ def planted(iterations: int = 30) -> dict[str, Any]:
     sources = {"half": half, "other half": other, "reversed": reversed_labels}
     batches = {name: partial(list, batches) for name, batches in sources.items()}
     found = alignment.compare(rank_model, batches, tiny.SOURCES)
-    groups.stop()
     return described(found)

@@ -90,6 +90,8 @@ def _named(name: Name) -> tuple[str, dict[str, str]]:
     if len(rest) == 1:
         return f"megacode.{kind}.{rest[0]}", {}
     key, part, *below = rest
+    if kind == "alignment" and below:
+        return f"megacode.{kind}.{key}", {"step": part, "loss": below[0]}
     return ".".join(("megacode", kind, key, *below)), {_PARTS.get(kind, "source"): part}
 
 
