@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +25,7 @@ def transfer(
     sources: Annotated[
         str | None, typer.Option(metavar="NAME,...", help="Of the run, or NAME=PREFIX of any data set; default: all.")
     ] = None,
-    samples: Annotated[int, typer.Option(min=2, help="Held-out windows of each source, at most.")] = 32,
+    samples: Annotated[int, typer.Option(min=2, help="Held-out windows of each source, at most.")] = 64,
     items: Annotated[int, typer.Option(min=2, help="Items of each task, at most.")] = 100,
     level: Level = 0.95,
     without: Without = None,
@@ -35,11 +36,14 @@ def transfer(
     plain: Annotated[
         bool, typer.Option("--plain", help="Step along the plain gradient, without the optimizer's second moments.")
     ] = False,
+    cache: Annotated[Path | None, typer.Option(help="Directory of the tasks' data sets; default: HF_HOME.")] = None,
     out: Annotated[Path | None, out_file("File of the JSON document; default: none.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
     as_json: Json = False,
 ) -> None:
     """Measure which source's steps lower the loss of which task's gold answers, and which raise it."""
+    if cache is not None:  # before any import: Hugging Face's libraries read it once
+        os.environ["HF_HOME"] = str(cache.resolve())
     setup_logging()
     named = [name.strip() for name in sources.split(",")] if sources is not None else []
     if not all(named):

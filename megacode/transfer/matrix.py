@@ -52,7 +52,7 @@ class TransferOptions:
 
     suite: str
     sources: Sequence[str] = ()
-    samples: int = 32
+    samples: int = 64
     items: int = 100
     without: Sequence[str] = ()
     tasks_dir: Path | None = None

@@ -83,10 +83,9 @@ def _problems(config: RunConfig, asked: Sequence[str], names: Sequence[str]) -> 
                 found.append(Problem("it names no data set", where, fix))
         elif name not in config.sources:
             close = get_close_matches(name, config.sources, n=1)
-            known = f"did you mean {close[0]!r}?" if close else f"the run's sources are {', '.join(config.sources)}"
-            found.append(
-                Problem(f"the run has no source {name!r}", where, f"{known}; NAME=PREFIX names another data set")
-            )
+            known = f"did you mean {close[0]!r}?" if close else f"its sources are {', '.join(config.sources)};"
+            fix = f"{known} NAME=PREFIX names another data set"
+            found.append(Problem(f"the run has no source {name!r}", where, fix))
         elif config.validation.fraction == 0:
             fix = f"name it as a data set, whose windows training may have read: {name}={config.sources[name].path}"
             found.append(Problem("this source holds out nothing: validation.fraction is 0", where, fix))

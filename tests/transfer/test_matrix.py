@@ -178,7 +178,7 @@ def test_items_of_a_source_s_own_text_are_helped_more_by_it_than_by_another(docu
         own = row["transfer"][language]
         assert own["verdict"] == "helps"
         assert own["low"] > max(0.0, row["transfer"][other]["high"])
-        assert own["cosine"] > 0.2 > row["transfer"][other]["cosine"]
+        assert own["cosine"] > row["transfer"][other]["cosine"] + 0.1
     assert document["learning_rate"] == PEAK
     assert document["steps_along"] == "adamw"
     assert (document["iteration"], document["phase"]) == (20, "both")
