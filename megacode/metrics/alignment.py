@@ -31,8 +31,12 @@ def share(record: Record, step: str, loss: str) -> float:
         nan where one of the two was not measured, or the own step does not lower the loss.
     """
     own = entry(record, "transfer", loss, loss)
-    # At a learning rate of 0 nothing moves, so no share is defined.
     return entry(record, "transfer", step, loss) / own if own > 0 else math.nan
+
+
+def has_shares(record: Record) -> bool:
+    """Return whether a share is defined; at a learning rate of 0, as at the end of a decay, none is."""
+    return any(not math.isnan(share(record, step, loss)) for step, loss in pairs(record))
 
 
 def entry(record: Record, matrix: str, row: str, column: str) -> float:

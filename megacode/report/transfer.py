@@ -108,7 +108,9 @@ def matrix(record: RunRecord) -> dict[str, Any] | None:
     """Return the newest measurement as a table: a row for each step's source, a column for each loss; None: none."""
     if not record.alignments:
         return None
-    line = record.alignments[-1]
+    # The end of a decay to 0 has no transfer; the measurement before it has.
+    telling = [line for line in record.alignments if alignment.has_shares(line)]
+    line = (telling or record.alignments)[-1]
     names = alignment.sources(line)
     rows = [{"source": step, "cells": [_cell(line, step, loss) for loss in names]} for step in names]
     return {"iteration": f"{int(line['iteration']):,}", "samples": line.get("samples"), "names": names, "rows": rows}

@@ -79,8 +79,9 @@ def _headline(document: Json) -> RenderableType:
         held_out = document["validation"]
         each = _each(held_out["loss_by_source"])
         grid.add_row("held out", f"{format_measured(held_out['loss'], 4)}{each} at iteration {held_out['iteration']:,}")
-    if document["alignment"] and (shares := alignment.found(document["alignment"])):
-        grid.add_row("transfer", f"{shares} at iteration {document['alignment']['iteration']:,}")
+    if document["alignment"]:
+        compared = document["alignment"]
+        grid.add_row("transfer", f"{alignment.found(compared)} at iteration {compared['iteration']:,}")
     if document["fp8"]:
         grid.add_row("FP8", _fp8(document["fp8"]))
     if document["rates"]["iterations"]:

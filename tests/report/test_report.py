@@ -129,6 +129,7 @@ def test_a_measurement_that_is_not_finite_leaves_a_gap(build_run, tmp_path):
     page = page_of(run)
     assert "transfer" in page.values("id")
     assert not re.search(r"\bnan\b", page.text)
+    assert f"At iteration {lines[-2]['iteration']}, on 4 held-out windows of each source" in page.text
 
 
 def test_the_page_loads_nothing_from_anywhere(run):

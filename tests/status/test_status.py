@@ -262,8 +262,10 @@ def test_the_newest_alignment_is_shown_in_one_line(made: Callable[..., Path]) ->
     (best, most), (worst, least) = (choose(shares.items(), key=lambda one: one[1]) for choose in (max, min))
     said = f"transfer {best[0]} to {best[1]} {most:+.0%}, {worst[0]} to {worst[1]} {least:+.0%} at iteration 5"
     assert said in " ".join(shown(document).split())
+    # The end of a decay: no step lowers any loss, and the comparison before it is shown.
     still = alignment_record(names, shared, iteration=5, consumed=40, phase="only", learning_rate=0.0)
-    assert "transfer" not in shown(read_status(made([start(1000)], 5, more=[still]), NOW))
+    assert read_status(made([start(1000)], 5, more=[lines[0], still]), NOW)["alignment"]["iteration"] == 3
+    assert read_status(made([start(1000)], 5, more=[still]), NOW)["alignment"] is None
 
 
 def test_a_run_that_has_just_begun_is_no_error(tmp_path: Path) -> None:
