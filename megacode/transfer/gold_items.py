@@ -106,7 +106,13 @@ def _items(name: str, task: Any, most: int, cluster: str | None) -> GoldTask:
     used = min(most, count)
     # Spread, as held-out windows are: neighbours often share a passage or a subject.
     numbers = [number * count // used for number in range(used)]
-    task.build_all_requests(samples=numbers, rank=0, world_size=1)
+    try:
+        task.build_all_requests(samples=numbers, rank=0, world_size=1)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # a task's own templates and code, and the libraries below them
+        what = f"its questions cannot be made: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise DataError(what, f"task {name}", f"fix it, or exclude it: --without {name}") from error
     items = [_item(name, instance, cluster) for instance in task.instances]
     # What separates question and answer is no answer.
     if empty := [item.number for item in items if not item.answer.strip()]:
