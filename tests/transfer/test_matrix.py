@@ -144,6 +144,7 @@ def test_the_matrix_is_that_of_autograd_on_the_exported_model(
 ) -> None:
     direct = Direct(place, tmp_path / "hf")
     windows = {name: direct.windows(name) for name in LANGUAGES}
+    assert len(document["tasks"]) == len(document["sources"]) == 2
     for row, language in zip(document["tasks"], LANGUAGES, strict=True):
         items = direct.items(language)
         tokens = np.array([count for _, count, _ in items], dtype=float)

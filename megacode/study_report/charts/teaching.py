@@ -14,7 +14,7 @@ from megacode.study_report.charts.clock import PHONE_WIDTH
 
 
 @dataclass(frozen=True)
-class SharePoint:
+class TransferPoint:
     """A measurement, the mean over seeds.
 
     Attributes:
@@ -36,7 +36,7 @@ class ShareLine:
 
     source: str
     index: int
-    points: Sequence[SharePoint]
+    points: Sequence[TransferPoint]
 
 
 def share_chart(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from megacode.report.figure import NOTHING, Figure
-from megacode.study_report.charts.teaching import ShareLine, SharePoint, share_chart, share_range
+from megacode.study_report.charts.teaching import ShareLine, TransferPoint, share_chart, share_range
 from megacode.study_report.course_shapes import PhaseTransfer, TransferCurve
 from megacode.study_report.sections.lookup import ReportIndex
 from megacode.study_report.sections.stretches import spans
@@ -48,7 +48,7 @@ def _lines(index: ReportIndex, curves: Sequence[TransferCurve]) -> Iterator[Shar
         if whole:
             level = index.document["level"]
             points = [
-                SharePoint(tokens, statistics.fmean(shares), half_width(shares, level), len(shares))
+                TransferPoint(tokens, statistics.fmean(shares), half_width(shares, level), len(shares))
                 for tokens, shares in sorted(whole.items())
             ]
             yield ShareLine(source, number, points)
