@@ -42,7 +42,7 @@ class GoldItem:
 
 
 @dataclass(frozen=True)
-class TaskItems:
+class AskedTask:
     """The items of one task that are used, and how many it has."""
 
     name: str
@@ -65,7 +65,7 @@ def read_suite(suite: str, checkpoint: Path, tasks_dir: Path | None) -> Suite:
     return replace(found, samples={}) if found.gold_answers is None else found
 
 
-def gold_tasks(suite: Suite, most: int, without: Sequence[str] = ()) -> list[TaskItems]:
+def gold_tasks(suite: Suite, most: int, without: Sequence[str] = ()) -> list[AskedTask]:
     """Return the items of all tasks of a suite, whose data are in the local cache.
 
     Args:
@@ -101,7 +101,7 @@ def _has_gold(suite: Suite, task: Any) -> bool:
     return suite.gold_answers is not None or task.OUTPUT_TYPE == _CHOICE
 
 
-def _items(name: str, task: Any, most: int, cluster: str | None) -> TaskItems:
+def _items(name: str, task: Any, most: int, cluster: str | None) -> AskedTask:
     count = len(task.eval_docs)
     used = min(most, count)
     # Spread, as held-out windows are: neighbours often share a passage or a subject.
@@ -118,7 +118,7 @@ def _items(name: str, task: Any, most: int, cluster: str | None) -> TaskItems:
     if empty := [item.number for item in items if not item.answer.strip()]:
         what = f"{len(empty)} of {len(items)} items have no gold answer, the first is item {empty[0]}"
         raise DataError(what, f"task {name}", f"its test data may be published without answers: --without {name}")
-    return TaskItems(name, items, count)
+    return AskedTask(name, items, count)
 
 
 def _item(task: str, instance: Any, cluster: str | None) -> GoldItem:

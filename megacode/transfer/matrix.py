@@ -23,7 +23,7 @@ from megacode.convert.opened_checkpoint import OpenedCheckpoint
 from megacode.data.tokenizer import Tokenizer
 from megacode.eval.suites import Suite
 from megacode.transfer.checkpoint_model import check_moments, loaded, open_checkpoint
-from megacode.transfer.gold_items import TaskItems, gold_tasks, read_suite
+from megacode.transfer.gold_items import AskedTask, gold_tasks, read_suite
 from megacode.transfer.passes import MakeBatch, SourceSums, TaskSums, backward_passes, groups, measure
 from megacode.transfer.sequences import AnswerTokens, answer_batch, answer_tokens, window_batch
 from megacode.transfer.sources import SourceWindows, open_windows
@@ -70,7 +70,7 @@ class _Question:
     source: OpenedCheckpoint
     suite: Suite
     windows: list[SourceWindows]
-    tasks: list[TaskItems]
+    tasks: list[AskedTask]
     answers: dict[str, list[AnswerTokens]] = field(default_factory=dict)
 
 
@@ -204,7 +204,7 @@ def _source(windows: SourceWindows, sums: SourceSums) -> Json:
     }
 
 
-def _task(task: TaskItems, question: _Question, sums: TaskSums, rate: float, level: float) -> Json:
+def _task(task: AskedTask, question: _Question, sums: TaskSums, rate: float, level: float) -> Json:
     clusters = [item.cluster for item in task.items]
     tokens = sums.tokens.sum()
     return {
