@@ -116,6 +116,8 @@ def _digest(rank_model: RankModel) -> str:
 
 def _tensors(rank_model: RankModel) -> Iterator[torch.Tensor]:
     for chunk in rank_model.chunks:
+        if chunk.ddp_config.overlap_param_gather:
+            chunk.start_param_sync(force_sync=True)  # the next forward pass would gather what the step has changed
         yield from chunk.parameters()
     for held in optimizer_state.held(rank_model.optimizer):
         yield from (tensor for tensor in held.tensors.values() if isinstance(tensor, torch.Tensor))
