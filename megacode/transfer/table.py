@@ -12,7 +12,6 @@ from megacode.base.files import Json
 from megacode.base.tables import FigureTable
 
 _MOST = 3  # sources side by side; more go into further tables
-_MARKS = {"helps": "+", "hurts": "-", "unclear": " "}
 _STYLES = {"helps": "green", "hurts": "red", "unclear": ""}
 
 
@@ -62,14 +61,15 @@ def _foot(document: Json, exponent: int) -> Iterator[str]:
         f"order, at learning rate {document['learning_rate']:g}. Above 0 it helps. ± is the {document['level']:.0%} "
         "interval over items and windows."
     )
-    for verdict in ("helps", "hurts"):
-        found = [
-            f"{name} {task['task']}"
-            for task in document["tasks"]
-            for name, entry in task["transfer"].items()
-            if entry["verdict"] == verdict
-        ]
-        if found:
-            yield f"{verdict}: {', '.join(found)}"
+    yield from (line for line in map(_verdicts, document["tasks"]) if line)
     if document["steps_along"] == "gradient":
         yield "Steps are along the plain gradient (--plain), not along what the optimizer makes of it."
+
+
+def _verdicts(task: Json) -> str:
+    """Return what is clear of a task: `boolq: helped by text; hurt by code, math`."""
+    parts = []
+    for verdict, said in (("helps", "helped by"), ("hurts", "hurt by")):
+        names = [name for name, entry in task["transfer"].items() if entry["verdict"] == verdict]
+        parts += [f"{said} {', '.join(names)}"] if names else []
+    return f"{task['task']}: {'; '.join(parts)}" if parts else ""

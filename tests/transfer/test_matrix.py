@@ -186,12 +186,28 @@ def test_items_of_a_source_s_own_text_are_helped_more_by_it_than_by_another(docu
     assert (document["iteration"], document["phase"]) == (20, "both")
 
 
-def test_a_matrix_fits_80_columns_and_says_what_helps(document: dict[str, Any]) -> None:
+def printed(document: dict[str, Any]) -> str:
     written = io.StringIO()
     render_transfer(document, Console(file=written, width=80, markup=False))
-    text = written.getvalue()
+    return "\n".join(line.rstrip() for line in written.getvalue().splitlines())
+
+
+def test_many_sources_with_long_names_fit_80_columns_with_every_number(document: dict[str, Any]) -> None:
+    entry = document["tasks"][0]["transfer"]["north"]
+    names = [f"a source with a long name {number}" for number in range(5)]
+    entries = {name: {**entry, "verdict": "hurts"} for name in names}
+    tasks = [{**document["tasks"][0], "task": "mmlu_high_school_european_history", "transfer": entries}]
+    text = printed({**document, "sources": [{"source": name} for name in names], "tasks": tasks})
     assert max(map(len, text.splitlines())) <= 80
-    assert "helps: north of_north, south of_south" in " ".join(text.split())
+    half = 100 * (entry["high"] - entry["value"])
+    assert " ".join(text.split()).count(f"{100 * entry['value']:+.1f} ± {half:.1f}") == 5
+    assert f"hurt by {', '.join(names)}" in " ".join(text.split())
+
+
+def test_a_matrix_fits_80_columns_and_says_what_helps(document: dict[str, Any]) -> None:
+    text = printed(document)
+    assert max(map(len, text.splitlines())) <= 80
+    assert {"of_north: helped by north", "of_south: helped by south"} <= set(text.splitlines())
     assert "learning rate 0.005" in " ".join(text.split())
 
 
