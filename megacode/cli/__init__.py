@@ -26,6 +26,7 @@ from megacode.cli import (
     preflight,
     runs,
     studies,
+    transfer,
 )
 from megacode.cli.options import is_first_rank, rank
 
@@ -38,7 +39,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 # The order here is the order in `megacode --help` and in docs/commands.md.
-for module in (init, plans, runs, models, generation, judging, comparing, machine, preflight, cluster):
+for module in (init, plans, runs, models, generation, judging, comparing, transfer, machine, preflight, cluster):
     app.add_typer(module.app)  # without a name: their commands stand at the top level
 app.add_typer(data.app, name="data")
 app.add_typer(models.convert, name="convert")

@@ -16,6 +16,7 @@ from typing import Any
 METRIC = "bits_per_byte"
 # Part of a task's version: scores by another rule are not comparable.
 _RULE = "gold 1"
+_HIDDEN = ("-1", "-100")  # labels of choices that are not published
 
 
 def gold_task(task: Any, template: str | None) -> Any:
@@ -58,6 +59,9 @@ def _gold_class() -> Any:
             target = super().doc_to_target(doc)
             target = target[0] if isinstance(target, list) else target
             is_choice = isinstance(target, int) and self.config.doc_to_choice is not None
+            # Test sets are published with such labels. As a number it would count from the end, as text be the answer.
+            if str(target) in _HIDDEN and self.config.doc_to_choice is not None:
+                raise ValueError("the true choice is hidden")
             return self.doc_to_choice(doc)[target] if is_choice else str(target)
 
         def construct_requests(self, doc: Any, ctx: Any, **kwargs: Any) -> Any:

@@ -25,6 +25,7 @@ from megacode.report import (
     scores,
     several_runs,
     tables,
+    transfer,
 )
 from megacode.report.figure import readout
 from megacode.report.run_record import CORPUS, RunRecord, read_run
@@ -118,8 +119,9 @@ def page(record: RunRecord) -> dict[str, Any]:
     over_time = [chart(record, clock) for chart in charts]
     over_time += fp8_accuracy.figures(record, clock)
     figures = {"mixture": mixture.mixture(record, clock), "loss": run_charts.loss(record, clock)}
+    teaching = transfer.section(record, clock)
     # Figures whose legends follow the pointer; scores have no slots.
-    every = [*figures.values(), *over_time]
+    every = [*figures.values(), *over_time, *teaching["open"], *teaching["folded"]]
     at = readout(record, clock)
     return {
         "name": record.name,
@@ -128,6 +130,7 @@ def page(record: RunRecord) -> dict[str, Any]:
         "cards": headline.cards(record, run_scores),
         **figures,
         "over_time": over_time,
+        "teaching": teaching,
         "score_figures": score_charts.figures(record, run_scores),
         "score_table": score_table.table(record, run_scores),
         "phases": tables.plan_phases(record),

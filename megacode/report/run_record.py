@@ -33,6 +33,7 @@ class RunRecord:
         train: lines of kind `train`, one per iteration, in order; for an iteration repeated by a resume the last one.
         validation: lines of kind `validation`, likewise.
         probes: lines of kind `fp8_probe`, likewise.
+        alignments: lines of kind `alignment`, likewise.
         events: lines of `events.jsonl` and `hangs.jsonl`, by time.
         scores: the files of `eval/`, each with `iteration` and `suite` filled in, in order of iteration.
         exports: `hf/*/megacode.json`, each with `iteration` and `directory` filled in, in order of iteration; for
@@ -48,6 +49,7 @@ class RunRecord:
     train: Sequence[Json] = ()
     validation: Sequence[Json] = ()
     probes: Sequence[Json] = ()
+    alignments: Sequence[Json] = ()
     events: Sequence[Json] = ()
     scores: Sequence[Json] = ()
     exports: Sequence[Json] = ()
@@ -156,7 +158,8 @@ def read_run(path: Path) -> RunRecord:
             "this is not a run directory: it has no run.yaml, plan.json or metrics.jsonl", str(path),
             "give a directory that `megacode train` wrote (`run_dir` in the config, runs/<name> by default)",
         )  # fmt: skip
-    metrics, scores = list(read_metrics(run.metrics, "train", "validation", "fp8_probe")), _scores(Path(run.eval))
+    metrics = list(read_metrics(run.metrics, "train", "validation", "fp8_probe", "alignment"))
+    scores = _scores(Path(run.eval))
     return RunRecord(
         path=path,
         config=_mapping(Path(run.config), lambda file: yaml.safe_load(file.read_text(encoding="utf-8"))),
@@ -164,6 +167,7 @@ def read_run(path: Path) -> RunRecord:
         train=_lines(metrics, "train"),
         validation=_lines(metrics, "validation"),
         probes=_lines(metrics, "fp8_probe"),
+        alignments=_lines(metrics, "alignment"),
         events=read_events(run),
         scores=scores,
         exports=_exports(Path(run.hf), _parsed(Path(run.exports), read_jsonl) or [], scores),

@@ -28,9 +28,9 @@ def read_status(path: Path, now: float | None = None) -> Json:
         now: the time that ages are relative to, in seconds since 1970; None: the present.
 
     Returns:
-        `state` with `reason`, `progress`, `loss`, `validation`, `fp8`, `rates`, `checkpoint`, `scores`, `estimate`,
-        `goodput`, `starts`, `sources`, `incidents`, `health`, `heartbeats`, `owner`, `job`. Durations are in seconds,
-        times in seconds since 1970.
+        `state` with `reason`, `progress`, `loss`, `validation`, `alignment`, `fp8`, `rates`, `checkpoint`, `scores`,
+        `estimate`, `goodput`, `starts`, `sources`, `incidents`, `health`, `heartbeats`, `owner`, `job`. Durations are
+        in seconds, times in seconds since 1970.
 
     Raises:
         ConfigError: if it is not a run directory.
@@ -49,6 +49,7 @@ def read_status(path: Path, now: float | None = None) -> Json:
         "progress": _progress(files, last),
         "loss": _chosen(last, "iteration", "loss", "loss_by_source", "grad_norm", "learning_rate"),
         "validation": _chosen(files.validation, "iteration", "loss", "loss_by_source", "reason"),
+        "alignment": _chosen(files.alignment, "iteration", "sources", "samples", "cosines", "transfer"),
         "fp8": _fp8(files, last),
         "rates": _rates(files),
         "checkpoint": _checkpoint(files, int(last.get("iteration") or 0)),

@@ -11,6 +11,7 @@ from pathlib import Path
 from megacode.base import lock
 from megacode.base.errors import ConfigError
 from megacode.base.files import Json, RunDir, read_json, read_jsonl
+from megacode.metrics import alignment
 from megacode.metrics.reader import read_events, read_metrics
 
 _FRESH_SECONDS = 60.0  # network file systems show a file's new time late
@@ -30,6 +31,7 @@ class RunFiles:
             `seconds`, and for skipped updates `skipped` and `samples_by_source`: a run may have 100,000s of lines.
         scores: lines of kind `score`, the last one of each suite and iteration, by iteration.
         validation, health, fp8_probe: the last line of that kind; empty if there is none.
+        alignment: the last one at a learning rate above 0, likewise.
         events: lines of `events.jsonl` and `hangs.jsonl`, by time.
         ledger: lines of `ledger.jsonl`.
         heartbeats: by rank: `rank`, `age` in seconds, and what the rank says of itself.
@@ -44,6 +46,7 @@ class RunFiles:
     validation: Json
     health: Json
     fp8_probe: Json
+    alignment: Json
     events: list[Json]
     ledger: list[Json]
     heartbeats: list[Json]
@@ -113,6 +116,7 @@ def read_files(path: Path, now: float) -> RunFiles:
         validation=last.get("validation", {}),
         health=last.get("health", {}),
         fp8_probe=last.get("fp8_probe", {}),
+        alignment=last.get("alignment", {}),
         events=[event for event in read_events(run, damaged) if isinstance(event.get("time"), (int, float))],
         ledger=read_jsonl(run.ledger, damaged),
         heartbeats=_heartbeats(run.heartbeats, now),
@@ -127,7 +131,9 @@ def _slim(lines: Iterable[Json], last: dict[str, Json], scores: list[Json]) -> l
     earlier: list[Json] = []
     for line in lines:
         kind = str(line["kind"])
-        last[kind] = line
+        # The end of a decay has no transfer to show; the comparison before it has.
+        if kind != "alignment" or alignment.has_shares(line):
+            last[kind] = line
         if kind == "score":
             scores.append(line)
         elif kind == "train":

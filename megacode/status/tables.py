@@ -13,7 +13,7 @@ from rich.text import Text
 from megacode.base.files import Json
 from megacode.base.tables import FigureTable
 from megacode.base.units import format_bytes, format_count, format_measured, format_rate, format_seconds
-from megacode.metrics import probes
+from megacode.metrics import alignment, probes
 from megacode.status.goodput import PARTS
 from megacode.status.job import describe
 from megacode.status.scores import score_rows
@@ -79,6 +79,9 @@ def _headline(document: Json) -> RenderableType:
         held_out = document["validation"]
         each = _each(held_out["loss_by_source"])
         grid.add_row("held out", f"{format_measured(held_out['loss'], 4)}{each} at iteration {held_out['iteration']:,}")
+    if document["alignment"]:
+        compared = document["alignment"]
+        grid.add_row("transfer", f"{alignment.found(compared)} at iteration {compared['iteration']:,}")
     if document["fp8"]:
         grid.add_row("FP8", _fp8(document["fp8"]))
     if document["rates"]["iterations"]:

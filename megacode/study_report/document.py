@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megacode.study_report import beside, curves, journeys, limits, rows
+from megacode.study_report import beside, curves, journeys, limits, rows, teaching
 from megacode.study_report.flags import model_flags
 from megacode.study_report.forecasts import forecast_rows
 from megacode.study_report.next_arms import law_of
@@ -39,7 +39,7 @@ def document_of(results: StudyResults, level: float = LEVEL, without: Sequence[s
     models, arms = rows.model_rows(results, flags), rows.arm_rows(results, flags)
     scored = compare_arms(results, level, without)
     places = list(dict.fromkeys(arm["place"] for arm in arms))
-    overlaps = rows.contamination_rows(results)
+    overlaps, transfer = rows.contamination_rows(results), teaching.transfer_curves(results)
     return {
         "study": _study(results),
         "level": level,
@@ -67,6 +67,8 @@ def document_of(results: StudyResults, level: float = LEVEL, without: Sequence[s
         "waterfall": journeys.waterfalls(results, scored),
         "loss_by_source": journeys.loss_curves(results),
         "forgetting": journeys.forgettings(results),
+        "transfer": transfer,
+        "transfer_by_phase": teaching.by_phase(results, transfer, level),
         "tree": _tree(results),
         "exposure": rows.exposure_rows(results),
         "match": results.plan["match"],

@@ -6,14 +6,16 @@ A stretch that several arms share was trained in one run, so an arm's curve is p
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from megacode.base.files import Json
 from megacode.study.grid import Cell
+from megacode.study_report.course_shapes import Forgetting, LossCurve
 from megacode.study_report.earlier_suites import Names, earlier_names, told_metric
 from megacode.study_report.results import StudyResults, Trained
 from megacode.study_report.scored import Scored
-from megacode.study_report.shapes import Forgetting, LossCurve, Waterfall, WaterfallStep
+from megacode.study_report.shapes import Waterfall, WaterfallStep
 
 _POINTS = 240  # of a curve: as many as a page can show
 
@@ -107,20 +109,20 @@ def loss_curves(results: StudyResults) -> list[LossCurve]:
 
 def _curves(results: StudyResults, cell: Cell) -> Iterator[LossCurve]:
     points = list(_points(results, cell))
-    borders = _borders(results, cell)
+    ends = borders(cell)
     for source in dict.fromkeys(name for _, losses in points for name in losses):
-        own = _thinned([(tokens, losses[source]) for tokens, losses in points if source in losses], borders)
+        own = _thinned([(tokens, losses[source]) for tokens, losses in points if source in losses], ends)
         yield {
             "arm": cell.name,
             "seed": cell.seed,
             "source": source,
             "tokens": [tokens for tokens, _ in own],
             "loss": [loss for _, loss in own],
-            "borders": borders,
+            "borders": ends,
         }
 
 
-def _borders(results: StudyResults, cell: Cell) -> list[int]:
+def borders(cell: Cell) -> list[int]:
     """Return the tokens read at the end of each phase of an arm, those of the arms that `init` names first."""
     ends, tokens = [], 0
     for training in cell.trainings:
@@ -130,36 +132,57 @@ def _borders(results: StudyResults, cell: Cell) -> list[int]:
     return ends
 
 
+def phase_names(cell: Cell) -> list[str]:
+    """Return the phases that `borders` are the ends of."""
+    return [phase.name for training in cell.trainings for phase in training.plan.schedule.phases]
+
+
 def _points(results: StudyResults, cell: Cell) -> Iterator[tuple[int, Mapping[str, float]]]:
     """Yield tokens read and losses by source, node by node."""
-    tokens = 0
+    for tokens, line in over_training(results, cell, results.validations):
+        yield (
+            tokens,
+            {name: loss for name, loss in (line.get("loss_by_source") or {}).items() if _is_number(loss)},
+        )
+
+
+def over_training(
+    results: StudyResults, cell: Cell, lines: Mapping[Path, Sequence[Json]]
+) -> Iterator[tuple[int, Json]]:
+    """Yield tokens read and line of everything that was measured over the whole training of an arm, node by node.
+
+    Args:
+        results: the study.
+        cell: the arm with its seed.
+        lines: lines of one kind of metrics.jsonl, by run directory.
+    """
+    before = 0
     for node in (results.tree.nodes[name] for name in results.path(cell)):
         trained = results.trained.get(node.id)
         if trained is not None:
-            yield from _of_node(results, trained, tokens)
-        tokens += node.tokens
+            yield from _of_node(trained, before, lines[trained.run.path])
+        before += node.tokens
 
 
-def _of_node(results: StudyResults, trained: Trained, tokens: int) -> Iterator[tuple[int, Mapping[str, float]]]:
+def _of_node(trained: Trained, before: int, lines: Sequence[Json]) -> Iterator[tuple[int, Json]]:
     node = trained.node
     first, length = node.clock - node.samples, node.cell.plan.schedule.seq_length
-    for line in results.validations[trained.run.path]:
+    for line in lines:
         clock = int(line["consumed_samples"])
-        # The first validation of a run, before training, belongs to no stretch and is the start of the curve.
+        # What was measured before any training belongs to no stretch, and is the start of the curve.
         if first < clock <= node.clock or clock == first == 0:
-            losses = {name: loss for name, loss in (line.get("loss_by_source") or {}).items() if _is_number(loss)}
-            yield tokens + (clock - first) * length, losses
+            yield before + (clock - first) * length, line
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def _thinned(points: list[tuple[int, float]], borders: list[int]) -> list[tuple[int, float]]:
+def _thinned(points: list[tuple[int, float]], ends: list[int]) -> list[tuple[int, float]]:
     """Return at most about `_POINTS` of them, evenly, with the ends of phases."""
     step = max(1, len(points) // _POINTS)
     return [
-        point for number, point in enumerate(points) if number % step == 0 or point[0] in borders or point is points[-1]
+        point for number, point in enumerate(points) if number % step == 0 or point[0] in ends or point is points[-1]
     ]
 
 
@@ -180,9 +203,8 @@ def forgettings(results: StudyResults) -> list[Forgetting]:
 
 
 def _forgotten(results: StudyResults, cell: Cell) -> Iterator[tuple[str, str, float]]:
-    points, borders = list(_points(results, cell)), _borders(results, cell)
-    names = [phase.name for training in cell.trainings for phase in training.plan.schedule.phases]
-    for name, begin, end in zip(names[1:], borders, borders[1:], strict=False):
+    points, ends = list(_points(results, cell)), borders(cell)
+    for name, begin, end in zip(phase_names(cell)[1:], ends, ends[1:], strict=False):
         for source in dict.fromkeys(name for _, losses in points for name in losses):
             before = [losses[source] for tokens, losses in points if tokens <= begin and source in losses]
             inside = [losses[source] for tokens, losses in points if begin < tokens <= end and source in losses]

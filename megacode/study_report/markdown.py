@@ -21,6 +21,7 @@ from megacode.study_report.printed import (
 )
 from megacode.study_report.sections import laws
 from megacode.study_report.sections.lookup import ReportIndex
+from megacode.study_report.sections.teaching import share_text
 from megacode.study_report.shapes import ComparisonRow, MetricRow, ModelRow, StudyReport
 
 MARK = "<!-- megacode study report -->"
@@ -44,6 +45,7 @@ def render_markdown(document: StudyReport, directory: Path | None = None) -> str
         _exposure(document),
         _match(document),
         _forgetting(document),
+        _transfer(document),
         _contamination(document),
         _next_arms(document),
         _forecasts(document),
@@ -188,6 +190,20 @@ def _forgetting(document: StudyReport) -> str:
     rows = [[row["arm"], row["phase"], row["source"], f"{row['value']:+.4f}"] for row in document["forgetting"]]
     note = "Loss on held-out documents at the end of a phase, minus the best before it, in nats per token."
     return f"## What phases forget\n\n{_table(['arm', 'phase', 'source', 'change'], rows)}\n\n{note}" if rows else ""
+
+
+def _transfer(document: StudyReport) -> str:
+    rows = [
+        [row["arm"], row["phase"], f"{row['step']} to {row['loss']}", share_text(row), f"{row['first']:+.0%}",
+         f"{row['last']:+.0%}"]
+        for row in document["transfer_by_phase"]
+    ]  # fmt: skip
+    head = ["arm", "phase", "step to loss", "mean", "first", "last"]
+    said = (
+        "What a step on one source does to the held-out loss of another, as a share of what a step on the latter does, "
+        "by first order. Above 0 it helps. ± is the interval over seeds."
+    )
+    return f"## Which source teaches which\n\n{said}\n\n{_table(head, rows)}" if rows else ""
 
 
 def _contamination(document: StudyReport) -> str:

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 import megacode
-from megacode.study_report.sections import amounts, closing, effects, laws, reading, stretches, tasks, trunks
+from megacode.study_report.sections import amounts, closing, effects, laws, reading, stretches, tasks, teaching, trunks
 from megacode.study_report.sections.lookup import ReportIndex
 from megacode.study_report.shapes import StudyReport
 
@@ -68,6 +68,8 @@ def page(document: StudyReport) -> dict[str, Any]:
         "waterfall": stretches.waterfall_figure(index),
         "clocks": stretches.clocks(index),
         "forgetting": stretches.forgetting_table(index),
+        "transfer_figures": teaching.transfer_figures(index),
+        "transfer_table": teaching.transfer_table(index),
         "tree": trunks.tree_figure(index),
         "totals": trunks.tree_totals(index),
         "gain": amounts.gain_figure(index),

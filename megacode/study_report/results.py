@@ -100,8 +100,16 @@ class StudyResults:
     @cached_property
     def validations(self) -> dict[Path, list[Json]]:
         """The validations of each run directory that holds a state of the study."""
+        return self._lines("validation")
+
+    @cached_property
+    def alignments(self) -> dict[Path, list[Json]]:
+        """What the alignment probe of each of these run directories measured."""
+        return self._lines("alignment")
+
+    def _lines(self, kind: str) -> dict[Path, list[Json]]:
         runs = dict.fromkeys(one.run.path for one in self.trained.values())
-        return {run: list(read_metrics(RunDir(run).metrics, "validation")) for run in runs}
+        return {run: list(read_metrics(RunDir(run).metrics, kind)) for run in runs}
 
     def path(self, cell: Cell) -> list[str]:
         """Return the nodes of a cell from first to last."""

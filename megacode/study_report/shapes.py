@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
+from megacode.study_report.course_shapes import Forgetting, LossCurve, PhaseTransfer, TransferCurve
+
 
 class PhaseRow(TypedDict):
     """A phase of an arm."""
@@ -209,27 +211,6 @@ class Waterfall(TypedDict):
     steps: list[WaterfallStep]
 
 
-class LossCurve(TypedDict):
-    """Loss on held-out documents of a source, over the whole training of an arm."""
-
-    arm: str
-    seed: int
-    source: str
-    tokens: list[int]
-    loss: list[float]  # nats per token
-    borders: list[int]  # tokens at the ends of phases
-
-
-class Forgetting(TypedDict):
-    """How much worse a source is at a phase's end than the best before it; negative: it got better."""
-
-    arm: str
-    source: str
-    phase: str
-    value: float  # nats per token, mean over seeds
-    by_seed: dict[str, float]
-
-
 class Gain(TypedDict):
     """What an arm gains for what it costs alone: its own whole path, not its share of the tree."""
 
@@ -333,6 +314,8 @@ class StudyReport(TypedDict):
     waterfall: list[Waterfall]
     loss_by_source: list[LossCurve]
     forgetting: list[Forgetting]
+    transfer: list[TransferCurve]
+    transfer_by_phase: list[PhaseTransfer]
     tree: dict[
         str, Any
     ]  # tokens {tree, rows, alone}, flops, nodes[] as `study plan --json`, each with `trained_by` seals

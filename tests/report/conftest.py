@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.alignment_records import alignment_record
+
 SEQ_LENGTH, BATCH = 512, 16
 PHASES = {
     "balanced": (200, {"text": 0.5, "code": 0.4, "markup": 0.1}, (1e-3, 1e-4)),
@@ -102,6 +104,20 @@ def _loss(source: str, consumed: int) -> float:
     return floor + height / (1 + consumed / 260) ** 0.8
 
 
+def _alignments() -> list[dict[str, Any]]:
+    """Measure every 20 iterations: code helps text less and less in the text phase, and markup is against text."""
+    lines, iteration = [], 0
+    for phase, (iterations, _, (peak, final)) in PHASES.items():
+        for index in range(20, iterations + 1, 20):
+            fade = 0.3 * (1 - index / iterations) if phase == "text" else 0.3
+            shared = {("code", "text"): fade, ("markup", "text"): -0.15, ("text", "code"): 0.2, ("markup", "code"): 0.4}
+            at, rate = iteration + index, final + (peak - final) * (1 - index / iterations)
+            lines.append(alignment_record(list(SIZES), shared, iteration=at, consumed=at * BATCH, phase=phase,
+                                          learning_rate=rate))  # fmt: skip
+        iteration += iterations
+    return lines
+
+
 def _validation(rng: random.Random, iteration: int, consumed: int, phase: str, reason: str) -> dict[str, Any]:
     losses = {source: _loss(source, consumed) * rng.gauss(1.01, 0.004) for source in SIZES}
     return {"kind": "validation", "iteration": iteration, "consumed_samples": consumed, "phase": phase,
@@ -159,7 +175,9 @@ def _write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
-def _build(path: Path, *, limit: int | None = None, models: bool = True, name: str = "demo") -> Path:
+def _build(
+    path: Path, *, limit: int | None = None, models: bool = True, name: str = "demo", aligned: bool = False
+) -> Path:
     """Write a run directory.
 
     Args:
@@ -167,11 +185,12 @@ def _build(path: Path, *, limit: int | None = None, models: bool = True, name: s
         limit: iterations done; all by default.
         models: whether models were exported and scored.
         name: the run's name.
+        aligned: whether alignment was measured.
     """
     path.mkdir(parents=True)
     (path / "run.yaml").write_text(yaml.safe_dump(_config(name), sort_keys=False), encoding="utf-8")
     _write_json(path / "plan.json", _plan())
-    _write_lines(path / "metrics.jsonl", _metrics(limit))
+    _write_lines(path / "metrics.jsonl", [*_metrics(limit), *(_alignments() if aligned else [])])
     start = {"time": 1_795_000_000.0, "event": "start", "iteration": 0, "consumed_samples": 0, "ranks": 2}
     end = [{"time": 1_795_000_260.0, "event": "stop", "reason": "finished"}] if limit is None else []
     _write_lines(path / "events.jsonl", [start, *end])

@@ -100,6 +100,38 @@ def test_what_fp8_costs_is_drawn_where_it_was_probed(run):
     assert "before iteration 81: loss 0.21% off, gradients 25% (linear_qkv) to not finite (norms)" in page.text
 
 
+def test_who_teaches_whom_is_drawn_and_tabled_where_it_was_measured(build_run, tmp_path):
+    assert "transfer" not in page_of(build_run(tmp_path / "without")).values("id")
+    run = build_run(tmp_path / "with", aligned=True)
+    page = page_of(run)
+    charts = {f"{kind}-{number}" for kind in ("transfer", "cosine") for number in range(3)}
+    assert {"transfer", *charts} <= page.values("id")
+    record = [line for line in read_jsonl(run / "metrics.jsonl") if line["kind"] == "alignment"][-1]
+    names, transfer = record["sources"], record["transfer"]
+    assert names == ["text", "code", "markup"]
+    for step, loss in ((1, 0), (2, 0), (0, 1)):
+        share, cosine = transfer[step][loss] / transfer[loss][loss], record["cosines"][step][loss]
+        assert f"{names[step]}: {share:+.0%}" in page.text, "a dot says what it shows"
+        assert f"nats, cosine {cosine:+.2f}" in page.text
+    # The legend follows the pointer: at a slot it shows the last measurement up to there.
+    values = json.loads(page.scripts[0])["values"]["transfer-0:0"]
+    assert values[0] == "—"
+    assert values[-1] == f"{transfer[1][0] / transfer[0][0]:+.0%}"
+
+
+def test_a_measurement_that_is_not_finite_leaves_a_gap(build_run, tmp_path):
+    run = build_run(tmp_path / "run", aligned=True)
+    lines = read_jsonl(run / "metrics.jsonl")
+    # At a learning rate of 0 no step lowers any loss.
+    lines[-1]["transfer"] = [[0.0] * 3] * 3
+    lines[-1]["cosines"] = [[None] * 3] * 3
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = page_of(run)
+    assert "transfer" in page.values("id")
+    assert not re.search(r"\bnan\b", page.text)
+    assert f"At iteration {lines[-2]['iteration']}, on 4 held-out windows of each source" in page.text
+
+
 def test_the_page_loads_nothing_from_anywhere(run):
     html = write_report(run).read_text(encoding="utf-8")
     page = Page(html)

@@ -25,6 +25,7 @@ from megacode.status.document import read_status
 from megacode.status.goodput import PARTS
 from megacode.status.sample_proof import differing_error, prove_samples
 from megacode.status.tables import render_status
+from tests.alignment_records import alignment_record
 from tests.limits import HANG, wait_until
 
 Json = dict[str, Any]
@@ -242,6 +243,29 @@ def test_fp8_is_shown_with_its_last_probe_and_its_alarms(made: Callable[..., Pat
     assert "not in use; probe before iteration 7: loss 0.12% off, gradients 3.1% (linear_fc1) to 90% (norms)" in page
     said = "1 FP8 probes out of tolerance, the last after iteration 6: gradient of norms is 90% off; the run continues"
     assert said in page
+
+
+def test_the_newest_alignment_is_shown_in_one_line(made: Callable[..., Path]) -> None:
+    assert read_status(made([start(1000)], 5), NOW)["alignment"] is None
+    names = ["prose", "code", "math"]
+    shared = {("code", "prose"): 0.4, ("math", "prose"): -0.4}
+    lines = [alignment_record(names, shared, iteration=i, consumed=i * BATCH, phase="only") for i in (3, 5)]
+    document = read_status(made([start(1000)], 5, more=lines), NOW)
+    newest = document["alignment"]
+    assert newest["iteration"] == 5
+    assert newest["transfer"] == lines[1]["transfer"]
+    # By hand: a step on code, as a share of one on the source whose loss it lowers.
+    transfer = lines[1]["transfer"]
+    shares = {
+        (a, b): transfer[i][j] / transfer[j][j] for i, a in enumerate(names) for j, b in enumerate(names) if i != j
+    }
+    (best, most), (worst, least) = (choose(shares.items(), key=lambda one: one[1]) for choose in (max, min))
+    said = f"transfer {best[0]} to {best[1]} {most:+.0%}, {worst[0]} to {worst[1]} {least:+.0%} at iteration 5"
+    assert said in " ".join(shown(document).split())
+    # The end of a decay: no step lowers any loss, and the comparison before it is shown.
+    still = alignment_record(names, shared, iteration=5, consumed=40, phase="only", learning_rate=0.0)
+    assert read_status(made([start(1000)], 5, more=[lines[0], still]), NOW)["alignment"]["iteration"] == 3
+    assert read_status(made([start(1000)], 5, more=[still]), NOW)["alignment"] is None
 
 
 def test_a_run_that_has_just_begun_is_no_error(tmp_path: Path) -> None:

@@ -76,6 +76,8 @@ def document(*, seeds: int = 3, level: str = "@470m", extra: int = 0, scored: bo
                      else [],
         "loss_by_source": [curve for arm in arms[:6] for curve in _losses(arm, seeds, draw)] if scored else [],
         "forgetting": _forgetting(arms[:6], seeds, draw) if scored else [],
+        "transfer": _transfers(arms[:6], seeds, draw) if scored else [],
+        "transfer_by_phase": _phase_transfers(arms[:6], seeds, draw) if scored else [],
         "tree": _tree(arms, seeds, scored),
         "gain_per_flop": [{"arm": arm["name"], "metric": "mean/total", "flops": arm["flops"],
                            "difference": None, "score": _value(scores, arm["name"], "mean/total")}
@@ -286,6 +288,35 @@ def _forgetting(arms: list[dict[str, Any]], seeds: int, draw: random.Random) -> 
                 value = draw.gauss(0.1, 0.2)
                 rows.append({"arm": arm["name"], "source": source, "phase": phase["name"], "value": value,
                              "by_seed": {str(seed): value for seed in range(1, seeds + 1)}})  # fmt: skip
+    return rows
+
+
+def _transfers(arms: list[dict[str, Any]], seeds: int, draw: random.Random) -> list[dict[str, Any]]:
+    rows = []
+    for arm in arms:
+        borders = [sum(phase["tokens"] for phase in arm["phases"][: n + 1]) for n in range(len(arm["phases"]))]
+        tokens = [borders[-1] * n // 12 for n in range(1, 13)]
+        for step, loss in (("code", "text"), ("markup", "text"), ("text", "code"), ("markup", "code")):
+            for seed in range(1, seeds + 1):
+                # Code helps text less and less once little code is read.
+                level = {"code": 0.4, "markup": -0.1, "text": 0.2}[step]
+                share = [level * (1 - 0.8 * (n / 12 if step == "code" else 0)) + draw.gauss(0, 0.03) for n in range(12)]
+                rows.append({"arm": arm["name"], "seed": seed, "step": step, "loss": loss, "tokens": tokens,
+                             "share": share, "cosine": [value / 2 for value in share],
+                             "borders": borders})  # fmt: skip
+    return rows
+
+
+def _phase_transfers(arms: list[dict[str, Any]], seeds: int, draw: random.Random) -> list[dict[str, Any]]:
+    rows = []
+    for arm in arms:
+        for phase in arm["phases"]:
+            for step, loss, level in (("code", "text", 0.3), ("markup", "text", -0.1), ("text", "code", 0.2)):
+                value = level + draw.gauss(0, 0.02)
+                rows.append({"arm": arm["name"], "step": step, "loss": loss, "phase": phase["name"], "value": value,
+                             "by_seed": {str(seed): value for seed in range(1, seeds + 1)},
+                             "low": value - 0.04 if seeds > 1 else None, "high": value + 0.04 if seeds > 1 else None,
+                             "first": value + 0.1, "last": value - 0.1, "measurements": 5})  # fmt: skip
     return rows
 
 

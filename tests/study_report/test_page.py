@@ -223,7 +223,7 @@ def test_one_arm_alone_makes_a_page() -> None:
     kept = made["arms"][:1]
     name = kept[0]["name"]
     for key in ("scores", "models", "paper", "waterfall", "loss_by_source", "forgetting", "gain_per_flop", "exposure",
-                "contamination"):  # fmt: skip
+                "contamination", "transfer", "transfer_by_phase"):  # fmt: skip
         made[key] = [row for row in made[key] if row["arm"] == name]
     made |= {"arms": kept, "comparisons": [], "headlines": [], "pareto": [], "match": [],
              "heat_map": {"metrics": [], "cells": [], "shares": []}}  # fmt: skip

@@ -13,8 +13,9 @@ from megacode.report.figure import NOTHING, Figure
 from megacode.report.svg import Span
 from megacode.study_report.charts.clock import SourceLoss, clock, range_of
 from megacode.study_report.charts.waterfall import Stair, StairPanel, Stairs, waterfall
+from megacode.study_report.course_shapes import LossCurve
 from megacode.study_report.sections.lookup import ReportIndex, fixed
-from megacode.study_report.shapes import LossCurve, WaterfallStep
+from megacode.study_report.shapes import WaterfallStep
 
 MOST_PANELS = 5  # metrics of the waterfall
 OPEN_CLOCKS = 6  # charts of losses that are shown at once; the others unfold
@@ -65,7 +66,7 @@ def clocks(index: ReportIndex) -> dict[str, list[Figure]]:
     # One range for all charts, so that arms can be compared by eye.
     ends = range_of(list(losses.values()))
     figures = [
-        clock(f"clock-{number}", index.short(arm), rows, _spans(index, arm, curves[arm]), ends)
+        clock(f"clock-{number}", index.short(arm), rows, spans(index, arm, curves[arm][0]["borders"]), ends)
         for number, (arm, rows) in enumerate(losses.items())
     ]
     return {"open": figures[:OPEN_CLOCKS], "folded": figures[OPEN_CLOCKS:]}
@@ -90,10 +91,10 @@ def _begins(first: dict[tuple[str, int], list[float]], other: dict[tuple[str, in
                for key, loss in first.items())  # fmt: skip
 
 
-def _spans(index: ReportIndex, arm: str, curves: Sequence[LossCurve]) -> list[Span]:
-    borders = [0, *curves[0]["borders"]]
+def spans(index: ReportIndex, arm: str, borders: Sequence[int]) -> list[Span]:
+    """Return the phases of an arm on its clock, given the tokens at their ends."""
     names = [phase["name"] for phase in index.arms[arm]["phases"]] if arm in index.arms else []
-    return [Span(names[i] if i < len(names) else str(i + 1), *ends) for i, ends in enumerate(pairwise(borders))]
+    return [Span(names[i] if i < len(names) else str(i + 1), *ends) for i, ends in enumerate(pairwise([0, *borders]))]
 
 
 def _source_loss(curves: Sequence[LossCurve], source: str, number: int) -> SourceLoss:

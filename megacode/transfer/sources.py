@@ -1,0 +1,116 @@
+"""The sources whose steps are asked about: their held-out windows, or those of any other data set."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from megacode.base.errors import ConfigError, DataError, MegacodeError, Problem
+from megacode.config.run import RunConfig
+from megacode.data import manifest as manifests
+from megacode.data.windows import SourceStream, open_source, vocabulary_size
+
+log = logging.getLogger(__name__)
+
+LEAST = 2  # windows; a single one says nothing about its spread
+
+
+@dataclass(frozen=True)
+class SourceWindows:
+    """Some windows of a source.
+
+    Attributes:
+        name: of the source.
+        stream: the opened data set.
+        first_tokens: where the windows begin; evenly spread.
+        held_out: whether they are held out by the run; otherwise the data set is not one of the run's sources.
+    """
+
+    name: str
+    stream: SourceStream
+    first_tokens: Sequence[int]
+    held_out: bool
+
+
+def open_windows(config: RunConfig, tokenizer_hash: str, asked: Sequence[str], samples: int) -> list[SourceWindows]:
+    """Open the sources that are asked about.
+
+    Args:
+        config: of the run.
+        tokenizer_hash: of its tokenizer.
+        asked: names of the run's sources, or NAME=PREFIX of other data sets; empty: all sources of the run.
+        samples: windows of each source; a source with fewer gives all that it has.
+
+    Raises:
+        ConfigError: an unknown source, one that holds out nothing, or one named twice.
+        DataError: a data set cannot be read, is too short, or was made with another tokenizer; all at once.
+    """
+    names = [one.partition("=")[0].strip() for one in asked or sorted(config.sources)]
+    if problems := list(_problems(config, asked, names)):
+        raise ConfigError(problems=problems)
+    found: list[SourceWindows] = []
+    failed: list[Problem] = []
+    vocabulary = vocabulary_size(config)
+    for name, text in zip(names, asked or names, strict=True):
+        prefix = text.partition("=")[2].strip()
+        try:
+            windows = _other(config, name, prefix, samples) if "=" in text else _held_out(config, name, samples)
+            manifest = manifests.check(windows.stream.prefix)
+            manifests.check_tokenizer(windows.stream.prefix, manifest, tokenizer_hash)
+            windows.stream.check_vocabulary(vocabulary)
+            found.append(windows)
+        except MegacodeError as error:
+            failed += error.problems
+    if failed:
+        raise DataError(problems=failed)
+    for windows in found:
+        if len(windows.first_tokens) < samples:
+            log.warning("%s has %d windows, fewer than --samples %d", windows.name, len(windows.first_tokens), samples)
+    return found
+
+
+def _problems(config: RunConfig, asked: Sequence[str], names: Sequence[str]) -> list[Problem]:
+    found = []
+    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+        found.append(Problem("this source is named twice", f"--sources {name}", "name each once"))
+    for text, name in zip(asked or names, names, strict=True):
+        where = f"--sources {text}"
+        if "=" in text:
+            if not name or not text.partition("=")[2].strip():
+                fix = "write NAME=PREFIX, the path of PREFIX.bin without its ending"
+                found.append(Problem("it names no data set", where, fix))
+        elif name not in config.sources:
+            close = get_close_matches(name, config.sources, n=1)
+            known = f"did you mean {close[0]!r}?" if close else f"its sources are {', '.join(config.sources)};"
+            fix = f"{known} NAME=PREFIX names another data set"
+            found.append(Problem(f"the run has no source {name!r}", where, fix))
+        elif config.validation.fraction == 0:
+            fix = f"name it as a data set, whose windows training may have read: {name}={config.sources[name].path}"
+            found.append(Problem("this source holds out nothing: validation.fraction is 0", where, fix))
+    return found
+
+
+def _held_out(config: RunConfig, name: str, samples: int) -> SourceWindows:
+    stream = open_source(config, name)
+    _enough(name, stream.prefix, stream.held_out_windows)
+    used = min(samples, stream.held_out_windows)
+    firsts = [stream.held_out_first_token(number, used) for number in range(used)]
+    return SourceWindows(name, stream, firsts, True)
+
+
+def _other(config: RunConfig, name: str, prefix: str, samples: int) -> SourceWindows:
+    length = config.train.seq_length
+    stream = SourceStream(name, prefix, 0.0, length)
+    windows = (stream.train_tokens - 1) // length
+    _enough(name, prefix, windows)
+    used = min(samples, windows)
+    firsts = [number * windows // used * length for number in range(used)]
+    return SourceWindows(name, stream, firsts, False)
+
+
+def _enough(name: str, prefix: str, windows: int) -> None:
+    if windows < LEAST:
+        what = f"it has {windows} windows to measure on, and an interval needs at least {LEAST}"
+        raise DataError(what, f"source {name} ({prefix})", "hold out more of it, or name a longer data set")
