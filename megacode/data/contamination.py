@@ -201,10 +201,8 @@ def _look(past: _Past, grams: Grams, budget: int) -> dict[str, Any]:
         mine = draws.first_token[draws.source_id == names.index(source)]
         distinct = 0
         if source in past.streams:
-            # Windows of several epochs overlap; each token is scanned once.
-            for first, last in _union(mine, length + 1):
-                # A packed window has no token behind its last one.
-                last = min(last, past.streams[source].data.tokens)
+            # Windows of several epochs overlap; each token is scanned once. A packed window has no label behind it.
+            for first, last in _union(mine, length + (not past.schedule.sizes[source].packed)):
                 distinct += last - first
                 mark.scan(past.streams[source], names.index(source), first, last)
         sources[source] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -114,7 +115,8 @@ def validation_record(
 ) -> dict[str, Any]:
     """Return the record of one validation; its `loss` is the unweighted mean over sources."""
     # Unweighted, so that it stays comparable when the blend changes between phases.
-    mean = sum(loss_by_source.values()) / len(loss_by_source)
+    # Without a held-out token that counts there is no loss.
+    mean = sum(loss_by_source.values()) / len(loss_by_source) if loss_by_source else math.nan
     return {
         "kind": "validation",
         "iteration": iteration,

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -15,10 +13,11 @@ from megacode.base.errors import CheckpointError, ConfigError, DataError
 from megacode.config.config_file import validate
 from megacode.data import dali
 from megacode.data import manifest as manifests
-from megacode.data.contamination import _union
+from megacode.data.contamination import _look, _Past
 from megacode.data.device_loader import DeviceLoader
 from megacode.data.indexed import IndexedDatasetWriter
 from megacode.data.loader import Loader
+from megacode.data.ngram_runs import runs_of
 from megacode.data.prefetch import Prefetch
 from megacode.data.source_stream import window_tokens
 from megacode.data.windows import open_source, open_streams, source_sizes, stream_sizes
@@ -50,12 +49,11 @@ def test_every_packed_window_is_read_once_an_epoch_and_no_conversation_is_cut(
 ) -> None:
     prefix = write_packed(tmp_path / "chat", fitted(windows, length), length, seed)
     config = make_config(
-        {"chat": prefix},
+        {"chat": {"path": prefix, "loss": "answers"}},
         seed=seed,
         validation={"fraction": held, "samples": 100},
         phases=[{"name": "p", "samples": 40, "blend": {"chat": 1}}],
-        train={"seq_length": length, "global_batch_size": 1},
-        sources={"chat": {"path": prefix, "loss": "answers"}},
+        train={"seq_length": length, "global_batch_size": 1, "micro_batch_size": 1},
     )
     stream = open_source(config, "chat")
     schedule = build_schedule(config, source_sizes(config))
@@ -100,10 +98,9 @@ def test_a_label_counts_if_its_bit_is_set_wherever_the_window_begins(
     prefix = write_masked(tmp_path / "set", tokens, lengths, counted)
     train = {"seq_length": 3, "isolate_documents": isolate}
     config = make_config(
-        {"set": prefix},
+        {"set": {"path": prefix, "loss": "answers"}},
         train=train,
         validation={"fraction": 0},
-        sources={"set": {"path": prefix, "loss": "answers"}},
         phases=[{"name": "p", "samples": 40, "blend": {"set": 1}}],
     )
     stream, schedule = open_source(config, "set"), build_schedule(config, source_sizes(config))
@@ -130,8 +127,7 @@ def mixed(make_config, write_dataset, tmp_path):
 
     def make(**changes):
         return make_config(
-            {"chat": chat, "text": text},
-            sources={"chat": {"path": chat, "loss": "answers"}, "text": {"path": text}},
+            {"chat": {"path": chat, "loss": "answers"}, "text": text},
             phases=[
                 {"name": "text", "samples": 24, "blend": {"text": 1}},
                 {"name": "cooldown", "samples": 16, "blend": {"text": 0.8, "chat": 0.2}},
@@ -257,7 +253,7 @@ def test_a_source_that_does_not_fit_is_refused(change, message, make_config, wri
     (tmp_path / "missing.mask").unlink()
     (tmp_path / "short.mask").write_bytes(b"\1")
     source = {**change, "path": str(tmp_path / change["path"])}
-    config = make_config({"s": source["path"]}, sources={"s": source}, validation={"fraction": 0})
+    config = make_config({"s": source}, validation={"fraction": 0})
     for read in (source_sizes, open_streams):
         with pytest.raises((ConfigError, DataError), match=message) as caught:
             read(config)
@@ -268,7 +264,7 @@ def test_a_mask_of_all_but_padding_may_be_read_with_loss_all(make_config, tmp_pa
     prefix = write_packed(tmp_path / "chat", [[3, 4], [8], [2, 2, 2]] * 3, 8, answers=False)
     masks = []
     for loss in ("all", "answers"):
-        config = make_config({"c": prefix}, sources={"c": {"path": prefix, "loss": loss}}, validation={"fraction": 0})
+        config = make_config({"c": {"path": prefix, "loss": loss}}, validation={"fraction": 0})
         masks.append(window_tokens(open_source(config, "c"), 0, 0).loss_mask.tolist())
     # Two conversations and one token of padding; the last input has no label.
     assert masks[0] == masks[1] == [1, 1, 0, 1, 1, 1, 0, 0]
@@ -282,9 +278,11 @@ def test_fill_in_the_middle_is_refused_with_a_mask(make_config) -> None:
         validate(raw, "test.yaml")
 
 
-def test_contamination_of_a_packed_source_ends_where_its_tokens_end(mixed, tmp_path) -> None:
-    stream = open_source(mixed(), "chat")
-    (stretch,) = list(_union(np.array([72]), 9))
-    assert stretch[1] > stream.data.tokens
-    assert Path(tmp_path / "chat.bin").stat().st_size == 2 * stream.data.tokens
-    assert torch.equal(torch.tensor(stream.window(72)[-2:].astype(int)), torch.tensor(stream.window(72)[-1:].repeat(2)))
+def test_contamination_looks_at_each_token_of_packed_windows_once(mixed) -> None:
+    config = mixed()
+    schedule = build_schedule(config, source_sizes(config))
+    grams = runs_of([np.arange(20)], 13)
+    seen = _look(_Past(config, schedule, schedule.total_samples, open_streams(config), {}), grams, 10**6)
+    # Nine of ten windows, each read twice and more; the tenth is held out.
+    assert seen["sources"]["chat"]["distinct_tokens_checked"] == 9 * 8
+    assert open_source(config, "chat").window(72).shape == (9,)
