@@ -143,7 +143,7 @@ def _show_manifest(manifest: manifests.Manifest | None, verified: bool, console:
     _show_mask(manifest, console)
     extent = "every byte matches" if verified else "sizes and sampled blocks match"
     console.print(f"manifest: {extent}; identity {manifest.identity}", soft_wrap=True)
-    if not manifest.append_eod:
+    if not manifest.append_eod and manifest.loss_mask is None:
         console.print("end of documents: not marked (made without --append-eod); documents run into each other")
 
 
