@@ -13,6 +13,7 @@ from megacode.study_report.next_arms import law_of
 from megacode.study_report.results import StudyResults, read_results
 from megacode.study_report.scored import compare_arms
 from megacode.study_report.shapes import StudyReport
+from megacode.study_report.survival import survivals
 
 LEVEL = 0.95
 
@@ -40,13 +41,14 @@ def document_of(results: StudyResults, level: float = LEVEL, without: Sequence[s
     scored = compare_arms(results, level, without)
     places = list(dict.fromkeys(arm["place"] for arm in arms))
     overlaps, transfer = rows.contamination_rows(results), teaching.transfer_curves(results)
+    survival, unmatched = survivals(results, level, without)
     return {
         "study": _study(results),
         "level": level,
         "baseline": results.study.baseline,
         "seeds": list(results.study.seeds),
         "complete": all(model["state"] == "scored" for model in models),
-        "missing": limits.missing(results, models, scored),
+        "missing": [*limits.missing(results, models, scored), *unmatched],
         "notes": scored.notes,
         "left_out": scored.left_out,
         "arms": arms,
@@ -55,6 +57,7 @@ def document_of(results: StudyResults, level: float = LEVEL, without: Sequence[s
         "metrics": scored.metrics,
         "scores": scored.scores,
         "comparisons": scored.comparisons,
+        "survival": survival,
         "headlines": curves.headlines(results, scored, places),
         "paper": beside.paper_rows(results),
         "paper_notes": beside.paper_notes(),

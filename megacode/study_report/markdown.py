@@ -19,7 +19,7 @@ from megacode.study_report.printed import (
     score_lines,
     score_text,
 )
-from megacode.study_report.sections import laws
+from megacode.study_report.sections import laws, survival
 from megacode.study_report.sections.lookup import ReportIndex
 from megacode.study_report.sections.teaching import share_text
 from megacode.study_report.shapes import ComparisonRow, MetricRow, ModelRow, StudyReport
@@ -40,6 +40,7 @@ def render_markdown(document: StudyReport, directory: Path | None = None) -> str
         _headlines(document),
         *(_scores(lookup, place) for place in lookup.places),
         *(_differences(document, family, title) for family, title in families(document)),
+        _survival(document),
         _tasks(lookup),
         _paper(document),
         _exposure(document),
@@ -204,6 +205,12 @@ def _transfer(document: StudyReport) -> str:
         "by first order. Above 0 it helps. ± is the interval over seeds."
     )
     return f"## Which source teaches which\n\n{said}\n\n{_table(head, rows)}" if rows else ""
+
+
+def _survival(document: StudyReport) -> str:
+    index = ReportIndex(document)
+    rows = [list(line.values()) for line in survival.survival_table(index)]
+    return f"## The gain that survives\n\n{_table(survival.HEAD, rows)}\n\n{survival.NOTE}" if rows else ""
 
 
 def _contamination(document: StudyReport) -> str:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from megacode.data.loader import isolated
+from megacode.data.source_stream import SourceStream, window_tokens
 from megacode.data.tokenizer import Tokenizer
-from megacode.data.windows import SourceStream, window_tokens
 from megacode.mcore.micro_batch import MicroBatch
 from megacode.transfer.gold_items import GoldItem
 
@@ -82,7 +82,7 @@ def window_batch(stream: SourceStream, first_token: int, isolate: bool) -> Micro
     window = window_tokens(stream, first_token, None)
     length = stream.seq_length
     mask, positions, borders = torch.ones(1, length), torch.arange(length)[None], None
-    if isolate:
+    if isolate or stream.packed:
         mask, positions, borders = isolated([stream.document_starts(first_token)], length)
     if window.loss_mask is not None:
         mask = mask * torch.from_numpy(window.loss_mask)[None]

@@ -10,7 +10,10 @@ from difflib import get_close_matches
 from megacode.base.errors import ConfigError, DataError, MegacodeError, Problem
 from megacode.config.run import RunConfig
 from megacode.data import manifest as manifests
-from megacode.data.windows import SourceStream, open_source, vocabulary_size
+from megacode.data.source_masks import Loss
+from megacode.data.source_stream import SourceStream
+from megacode.data.windows import open_source, vocabulary_size
+from megacode.plan.sources import windows
 
 log = logging.getLogger(__name__)
 
@@ -56,18 +59,18 @@ def open_windows(config: RunConfig, tokenizer_hash: str, asked: Sequence[str], s
     for name, text in zip(names, asked or names, strict=True):
         prefix = text.partition("=")[2].strip()
         try:
-            windows = _other(config, name, prefix, samples) if "=" in text else _held_out(config, name, samples)
-            manifest = manifests.check(windows.stream.prefix)
-            manifests.check_tokenizer(windows.stream.prefix, manifest, tokenizer_hash)
-            windows.stream.check_vocabulary(vocabulary)
-            found.append(windows)
+            opened = _other(config, name, prefix, samples) if "=" in text else _held_out(config, name, samples)
+            manifest = manifests.check(opened.stream.prefix)
+            manifests.check_tokenizer(opened.stream.prefix, manifest, tokenizer_hash)
+            opened.stream.check_vocabulary(vocabulary)
+            found.append(opened)
         except MegacodeError as error:
             failed += error.problems
     if failed:
         raise DataError(problems=failed)
-    for windows in found:
-        if len(windows.first_tokens) < samples:
-            log.warning("%s has %d windows, fewer than --samples %d", windows.name, len(windows.first_tokens), samples)
+    for opened in found:
+        if (count := len(opened.first_tokens)) < samples:
+            log.warning("%s has %d windows, fewer than --samples %d", opened.name, count, samples)
     return found
 
 
@@ -102,11 +105,14 @@ def _held_out(config: RunConfig, name: str, samples: int) -> SourceWindows:
 
 def _other(config: RunConfig, name: str, prefix: str, samples: int) -> SourceWindows:
     length = config.train.seq_length
-    stream = SourceStream(name, prefix, 0.0, length)
-    windows = (stream.train_tokens - 1) // length
-    _enough(name, prefix, windows)
-    used = min(samples, windows)
-    firsts = [number * windows // used * length for number in range(used)]
+    manifest = manifests.read(prefix)
+    # Conversations are asked about as they would be trained on.
+    loss: Loss = "answers" if manifest is not None and manifest.loss_mask is not None else "all"
+    stream = SourceStream(name, prefix, 0.0, length, loss=loss)
+    count = windows(stream.train_tokens, length, stream.packed)
+    _enough(name, prefix, count)
+    used = min(samples, count)
+    firsts = [number * count // used * length for number in range(used)]
     return SourceWindows(name, stream, firsts, False)
 
 
