@@ -140,10 +140,23 @@ def _show_manifest(manifest: manifests.Manifest | None, verified: bool, console:
     if manifest is None:
         console.print("manifest: none; the data set is identified by its size and sampled blocks", soft_wrap=True)
         return
+    _show_mask(manifest, console)
     extent = "every byte matches" if verified else "sizes and sampled blocks match"
     console.print(f"manifest: {extent}; identity {manifest.identity}", soft_wrap=True)
     if not manifest.append_eod:
         console.print("end of documents: not marked (made without --append-eod); documents run into each other")
+
+
+def _show_mask(manifest: manifests.Manifest, console: Console) -> None:
+    """Print which tokens a run with `loss: answers` learns to predict, and how windows were packed."""
+    tokens = max(manifest.tokens, 1)
+    if (mask := manifest.loss_mask) is not None:
+        share = mask["counted"] / tokens
+        console.print(f"loss mask: {mask['counted']:,} of {manifest.tokens:,} tokens count ({share:.1%})")
+    if (packed := manifest.packed) is not None:
+        windows, padding = manifest.tokens // packed["seq_length"], packed["padding"]
+        text = f"packed: {windows:,} windows of {packed['seq_length']:,} tokens, {padding:,} of them padding"
+        console.print(f"{text} ({padding / tokens:.1%})")
 
 
 def _document_ends(data: IndexedDataset, tokenizer: Tokenizer) -> str:

@@ -1,4 +1,4 @@
-"""Hashes of large files: one of the whole, and one of every 64 MiB, so that damage can be located.
+"""Hashes of large files: one of the whole, one of every 64 MiB, so that damage can be located; or of samples.
 
 A reader that finds another hash than the manifest's knows that some byte is wrong; the hashes of blocks tell where.
 Both cost little: xxh3 hashes more than 10 GB a second.
@@ -6,7 +6,7 @@ Both cost little: xxh3 hashes more than 10 GB a second.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from megacode.base.progress import bar
 
 BLOCK_BYTES = 64 << 20
 _READ_BYTES = 4 << 20
+_SAMPLED = 32  # blocks of a file that are sampled: 2 MiB in all, whatever its size
+_SAMPLE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -93,3 +95,20 @@ def first_difference(found: FileHashes, blocks: Sequence[str]) -> tuple[int, int
             first = number * found.block_bytes
             return number, first, min(first + found.block_bytes, found.size)
     return None
+
+
+def sample_hash(path: Path) -> str:
+    """Return the xxh3-128 of evenly spaced blocks of a file, the first and the last among them."""
+    state = xxhash.xxh3_128()
+    for block in _sampled_blocks(path):
+        state.update(block)
+    return state.hexdigest()
+
+
+def _sampled_blocks(path: Path) -> Iterator[bytes]:
+    last = max(0, path.stat().st_size - _SAMPLE_BYTES)
+    with path.open("rb") as file:
+        for number in range(_SAMPLED):
+            # Truncation shows at the end, a different header at the beginning: both are always sampled.
+            file.seek(last * number // (_SAMPLED - 1))
+            yield file.read(_SAMPLE_BYTES)

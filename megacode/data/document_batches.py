@@ -17,13 +17,14 @@ import xxhash
 from megacode.base.errors import DataError
 from megacode.data.document_ids import DocumentIds, Ids, open_ids
 from megacode.data.indexed import IndexedDataset, array_offsets, bin_path, idx_path
+from megacode.data.loss_masks import Counted, LossMask
 from megacode.data.manifest import Manifest
 
 AGAIN = "make it with `megacode data preprocess`"
 _DOCUMENTS = 1 << 16  # whose index entries are read at once
 _BATCH_BYTES = 8 << 20
 
-Batch = tuple[npt.NDArray[np.integer], npt.NDArray[np.int32], npt.NDArray[np.int64], Ids | None]
+Batch = tuple[npt.NDArray[np.integer], npt.NDArray[np.int32], npt.NDArray[np.int64], Ids | None, Counted | None]
 
 
 @dataclass(frozen=True)
@@ -57,17 +58,27 @@ class StoredDataset:
             raise DataError("there is no such file, but its manifest names it", f"{self.prefix}.ids", AGAIN)
         return ids
 
+    def mask(self) -> LossMask | None:
+        """Open its loss mask; None if it has none.
+
+        Raises:
+            DataError: it is missing, or of another number of tokens.
+        """
+        described = self.manifest is not None and self.manifest.loss_mask is not None
+        return LossMask(self.prefix, self.open().tokens) if described and not self.is_empty else None
+
     def batches(self) -> Iterator[Batch]:
-        """Yield its documents with their ids; tokens lie in a buffer that the next batch overwrites.
+        """Yield its documents with their ids and loss masks; tokens lie in a buffer that the next batch overwrites.
 
         Raises:
             DataError: if its bytes do not match its manifest or its index.
         """
-        ids, document = self.ids(), 0
+        ids, mask, document, token = self.ids(), self.mask(), 0, 0
         if self.is_empty:
             assert self.manifest is not None
             nothing, count = np.empty(0, self.dtype()), self.manifest.documents
-            yield nothing, np.empty(0, np.int32), np.zeros(count, np.int64), ids.batch(0, count) if ids else None
+            some = ids.batch(0, count) if ids else None
+            yield nothing, np.empty(0, np.int32), np.zeros(count, np.int64), some, None
             return
         # Hashing costs little beside reading, and finds damage that sampled blocks would miss.
         state, buffer = xxhash.xxh3_128(), bytearray(_BATCH_BYTES)
@@ -81,8 +92,10 @@ class StoredDataset:
                 _fill(file, view)
                 state.update(view)
                 some = ids.batch(document, len(counts)) if ids else None
-                document += len(counts)
-                yield np.frombuffer(view, self.dtype()), lengths, counts, some
+                tokens = np.frombuffer(view, self.dtype())
+                counted = mask.read(token, len(tokens)) if mask else None
+                document, token = document + len(counts), token + len(tokens)
+                yield tokens, lengths, counts, some, counted
         if self.manifest and state.hexdigest() != self.manifest.bin_hash:
             raise DataError("its contents do not match its manifest", str(bin_path(self.prefix)), AGAIN)
 

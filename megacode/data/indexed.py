@@ -42,6 +42,7 @@ from megacode.data.index_format import (
     mapped,
     read_header,
 )
+from megacode.data.loss_masks import Counted, MaskWriter, mask_path
 from megacode.data.object_tokens import tokens_at
 from megacode.data.spool import Spool
 
@@ -167,6 +168,7 @@ class IndexedDatasetWriter:
         dtype: integer type of a token.
         may_be_empty: with no tokens, publish no files (but the ids) instead of raising.
         with_ids: every batch comes with the ids of its documents, which become an `.ids`.
+        with_mask: every batch comes with the loss mask of its tokens, which becomes a `.mask`.
         scratch: directory for the temporary files, whose names stay the same; None: beside `prefix`.
 
     Attributes:
@@ -181,6 +183,7 @@ class IndexedDatasetWriter:
         may_be_empty: bool = False,
         *,
         with_ids: bool = False,
+        with_mask: bool = False,
         scratch: Path | None = None,
     ) -> None:
         self.prefix, self.dtype, self._may_be_empty = Path(prefix), np.dtype(dtype), may_be_empty
@@ -192,6 +195,9 @@ class IndexedDatasetWriter:
         self._bin = Spool(self._temporary("bin", scratch), named, hashed=True)
         self._lengths, self._borders = (Spool(self._temporary(part, scratch), named) for part in ("lengths", "borders"))
         self._ids = IdsWriter(self.prefix, lambda part: self._temporary(part, scratch)) if with_ids else None
+        self._mask = MaskWriter(self.prefix, self._temporary("mask", scratch)) if with_mask else None
+        beside = {"ids": self._ids, "mask": self._mask}
+        self._beside: dict[str, IdsWriter | MaskWriter] = {end: one for end, one in beside.items() if one is not None}
 
     def _temporary(self, part: str, scratch: Path | None) -> Path:
         if scratch is not None:
@@ -215,20 +221,20 @@ class IndexedDatasetWriter:
 
     def open(self, kept: dict[str, Any] | None = None) -> None:
         """Begin to write, or resume from what `sync` returned before a kill."""
-        kept = kept or {"tokens": 0, "sequences": 0, "documents": 0, "ids": {}}
+        kept = kept or {"tokens": 0, "sequences": 0, "documents": 0, "ids": {}, "mask": {}}
         self.tokens, self.sequences, self.documents = kept["tokens"], kept["sequences"], kept["documents"]
         self._bin.open(self.tokens * self.dtype.itemsize)
         self._lengths.open(4 * self.sequences)
         self._borders.open(8 * self.documents)
-        if self._ids is not None:
-            self._ids.open(kept["ids"])
+        for end, one in self._beside.items():
+            one.open(kept[end])
 
     def sync(self) -> dict[str, Any]:
         """Flush all that was added to the disk; return what `open` takes after a kill."""
         for spool in (self._bin, self._lengths, self._borders):
             spool.sync()
-        ids = self._ids.sync() if self._ids is not None else {}
-        return {"tokens": self.tokens, "sequences": self.sequences, "documents": self.documents, "ids": ids}
+        counts = {"tokens": self.tokens, "sequences": self.sequences, "documents": self.documents}
+        return counts | {end: one.sync() for end, one in self._beside.items()}
 
     def add(
         self,
@@ -236,6 +242,7 @@ class IndexedDatasetWriter:
         lengths: npt.NDArray[np.integer],
         counts: npt.NDArray[np.integer] | None = None,
         ids: Ids | None = None,
+        counted: Counted | None = None,
     ) -> None:
         """Add a batch of documents.
 
@@ -244,6 +251,7 @@ class IndexedDatasetWriter:
             lengths: tokens in each sequence, [sequences]. Without `counts` each is a document, 0 an empty one.
             counts: sequences in each document, [documents]; 0 makes an empty document.
             ids: of the documents, if the data set has ids.
+            counted: whether each token counts in the loss, bool [sum of lengths], if the data set has a loss mask.
 
         Raises:
             DataError: if a token does not fit the data set's type.
@@ -259,6 +267,8 @@ class IndexedDatasetWriter:
             assert ids is not None
             assert len(ids.lengths) == len(counts)
             self._ids.add(ids)
+        if self._mask is not None:
+            self._mask.add(counted, len(tokens))
         self.tokens, self.sequences = self.tokens + len(tokens), self.sequences + len(lengths)
         self.documents += len(counts)
 
@@ -274,8 +284,9 @@ class IndexedDatasetWriter:
             raise DataError("there are no tokens to write", str(self.prefix), _EMPTY)
         for spool in (self._bin, self._lengths, self._borders):
             spool.finish()
-        if self._ids is not None:
-            self.hashes["ids"] = self._ids.finish()
+        for end, one in self._beside.items():
+            if end == "ids" or self.tokens:
+                self.hashes[end] = one.finish()
         if self.tokens:
             assert self._bin.hasher is not None
             self.hashes["idx"] = self._write_index()
@@ -310,8 +321,8 @@ class IndexedDatasetWriter:
 
     def finished_files(self) -> dict[str, tuple[Path, Path]]:
         """Return, by endings and in the order to publish, where finished files are before `publish` and after it."""
-        named = {"ids": ids_path(self.prefix), "bin": bin_path(self.prefix), "idx": idx_path(self.prefix)}
-        return {end: (self._temporary(end, self._scratch), path) for end, path in named.items()}
+        paths = {"ids": ids_path, "mask": mask_path, "bin": bin_path, "idx": idx_path}
+        return {end: (self._temporary(end, self._scratch), path(self.prefix)) for end, path in paths.items()}
 
     def publish(self) -> None:
         """Give the finished files their names; if it was killed in the middle, the same call ends the work.
@@ -329,15 +340,11 @@ class IndexedDatasetWriter:
 
     def close(self) -> None:
         """Close all files, and leave them for another writer to resume."""
-        for spool in (self._bin, self._lengths, self._borders):
-            spool.close()
-        if self._ids is not None:
-            self._ids.close()
+        for part in (self._bin, self._lengths, self._borders, *self._beside.values()):
+            part.close()
 
     def drop(self) -> None:
         """Remove all temporary files."""
-        for spool in (self._bin, self._lengths, self._borders):
-            spool.drop()
-        if self._ids is not None:
-            self._ids.drop()
+        for part in (self._bin, self._lengths, self._borders, *self._beside.values()):
+            part.drop()
         remove(self._idx)

@@ -13,25 +13,22 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from megacode.base.errors import DataError
 from megacode.base.files import digest, write_json
 from megacode.base.logs import ONCE
-from megacode.data.block_hashes import FileHashes, first_difference, hashes_of
+from megacode.data import loss_masks
+from megacode.data.block_hashes import FileHashes, first_difference, hashes_of, sample_hash
 from megacode.data.document_ids import ids_path
 from megacode.data.indexed import IndexedDataset, bin_path, idx_path
 from megacode.data.objects import place
 
 _LOG = logging.getLogger(__name__)
 _FORMAT = 1
-_BLOCKS = 32  # sampled blocks of a file: 2 MiB in all, whatever its size
-_BLOCK_BYTES = 1 << 16
 _DIFFERS = "its contents do not match its manifest"
 _CHANGED = "restore the files, or recreate the data set with `megacode data preprocess`"
 
@@ -56,6 +53,10 @@ class Manifest:
         shard: for a part of a data set: `index` and `count`, `shuffle_seed` of the whole, and `cut_by`: what decided
             where compressed inputs were cut. None: it is not a shard.
         ids_bytes, ids_hash: size and xxh3-128 of the file of ids; the hash is empty where there is none.
+        loss_mask: of the file with the loss mask: `sha256`, `sample` (hash of its sampled blocks), `tokens`, and
+            `counted`, those that count; None: there is no mask.
+        packed: of a data set whose windows were packed, so that none cuts a document: `seq_length`, and `padding`, how
+            many of its tokens are padding; None: it is not packed.
         blocks: `bytes` of a block, and the xxh3-64 of every block of the files `bin`, `idx` and `ids`; None in
             manifests that were made before there were such hashes.
     """
@@ -80,13 +81,15 @@ class Manifest:
     shard: dict[str, Any] | None = None
     ids_bytes: int = 0
     ids_hash: str = ""
+    loss_mask: dict[str, Any] | None = None
+    packed: dict[str, Any] | None = None
     blocks: dict[str, Any] | None = None
     format: int = _FORMAT
 
 
 def files_of(prefixes: Iterable[Path]) -> list[Path]:
-    """Return the files that data sets can have: tokens, index, ids and manifest."""
-    paths = (bin_path, idx_path, ids_path, manifest_path)
+    """Return the files that data sets can have: tokens, index, ids, loss mask and manifest."""
+    paths = (bin_path, idx_path, ids_path, loss_masks.mask_path, manifest_path)
     return [path(prefix) for prefix in prefixes for path in paths]
 
 
@@ -119,6 +122,7 @@ def describe(prefix: str | Path, hashes: Mapping[str, FileHashes] | None = None,
         idx_hash=hashes["idx"].whole,
         bin_sample=sample_hash(bin_file),
         idx_sample=sample_hash(idx_file),
+        loss_mask=loss_masks.describe(prefix, data.tokens),
         **_about_ids(hashes),
         **facts,
     )
@@ -203,6 +207,7 @@ def check(prefix: str | Path, whole: bool = False) -> Manifest | None:
                 check_contents(path, manifest, name, expected)
             elif sample_hash(path) != sample:
                 raise DataError(_DIFFERS, str(path), _CHANGED)
+    loss_masks.check(prefix, manifest.loss_mask, manifest.tokens, whole)
     return manifest
 
 
@@ -261,27 +266,6 @@ def _say_once(prefix: str) -> None:
 
 def _identity(*parts: str) -> str:
     return digest(*parts)[:32]
-
-
-def sample_hash(path: Path) -> str:
-    """Return the xxh3-128 of evenly spaced blocks of a file, the first and the last among them."""
-    return _hash(_sampled_blocks(path))
-
-
-def _sampled_blocks(path: Path) -> Iterator[bytes]:
-    last = max(0, path.stat().st_size - _BLOCK_BYTES)
-    with path.open("rb") as file:
-        for number in range(_BLOCKS):
-            # Truncation shows at the end, a different header at the beginning: both are always sampled.
-            file.seek(last * number // (_BLOCKS - 1))
-            yield file.read(_BLOCK_BYTES)
-
-
-def _hash(blocks: Iterable[bytes]) -> str:
-    state = xxhash.xxh3_128()
-    for block in blocks:
-        state.update(block)
-    return state.hexdigest()
 
 
 def check_tokenizer(prefix: str | Path, manifest: Manifest | None, tokenizer_hash: str) -> None:

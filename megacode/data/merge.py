@@ -25,6 +25,7 @@ from megacode.base.progress import steps
 from megacode.base.units import format_bytes, format_count
 from megacode.base.urls import is_url
 from megacode.base.user_paths import refuse_existing, refuse_unwritable
+from megacode.data import loss_masks
 from megacode.data import manifest as manifests
 from megacode.data.decontaminated import common_suites
 from megacode.data.document_batches import AGAIN, StoredDataset
@@ -41,7 +42,7 @@ from megacode.data.shuffle import ShuffledWriter
 
 _LOG = logging.getLogger(__name__)
 _LOG_LINES = 20
-_ENDS = (".bin", ".idx", ".ids", ".manifest.json")
+_ENDS = (".bin", ".idx", ".ids", ".mask", ".manifest.json")
 
 
 def merge(
@@ -168,6 +169,7 @@ def _check_alike(parts: Sequence[StoredDataset], shuffle_seed: int | None) -> di
         if part.dtype() != parts[0].dtype():
             raise _differs(part, parts[0], "token types", part.dtype().name, parts[0].dtype().name)
     _check_ids(parts)
+    _check_masks(parts)
     known = [part.manifest for part in parts if part.manifest]
     # Compared by hash: equal tokenizers may lie under different paths.
     tokenizer = _same("tokenizer", parts, None, lambda facts: (facts or {}).get("hash", "none known")[:12])
@@ -178,7 +180,8 @@ def _check_alike(parts: Sequence[StoredDataset], shuffle_seed: int | None) -> di
     return {
         "tokenizer": tokenizer,
         "append_eod": _same("append_eod", parts, False),
-        "shuffle_seed": _seed(parts, shuffle_seed),
+        "shuffle_seed": (seed := _seed(parts, shuffle_seed)),
+        "packed": _packed(parts, seed),
         "bad_lines": sum(manifest.bad_lines for manifest in known),
         "inputs": _inputs(parts, known),
         "decontaminated": common_suites(part.manifest.decontaminated if part.manifest else () for part in parts),
@@ -192,6 +195,32 @@ def _check_ids(parts: Sequence[StoredDataset]) -> None:
         part, other = parts[having.index(False)].prefix, parts[having.index(True)].prefix
         fix = f"make it again with --id-key, or {other} without it"
         raise DataError(f"it has no ids of documents, but {other} does", part, fix)
+
+
+def _check_masks(parts: Sequence[StoredDataset]) -> None:
+    """Refuse data sets with a loss mask beside others without: which of the others' tokens count is not known."""
+    having = [part.is_empty or (part.manifest is not None and part.manifest.loss_mask is not None) for part in parts]
+    masked = [part for part, has in zip(parts, having, strict=True) if has and not part.is_empty]
+    if masked and not all(having):
+        part = parts[having.index(False)]
+        fix = "train on both as two sources, or make it with `megacode data chat` (--loss all counts every token)"
+        raise DataError(f"it has no loss mask, but {masked[0].prefix} does", part.prefix, fix)
+
+
+def _packed(parts: Sequence[StoredDataset], seed: int | None) -> dict[str, int] | None:
+    """Return how the windows of the result are packed; all data sets must be packed alike, or none."""
+    full = [part for part in parts if not part.is_empty]
+    packings = [part.manifest.packed if part.manifest else None for part in full]
+    lengths = [packed and packed["seq_length"] for packed in packings]
+    for part, length in zip(full, lengths, strict=True):
+        if length != lengths[0]:
+            raise _differs(part, full[0], "windows", length or "none packed", lengths[0] or "none packed")
+    if not packings or not packings[0]:
+        return None
+    if seed is not None:
+        fix = "merge without --shuffle-seed: training shuffles the windows in every epoch"
+        raise ConfigError("a shuffle of documents would take packed windows apart", "--shuffle-seed", fix)
+    return {"seq_length": packings[0]["seq_length"], "padding": sum(packed["padding"] for packed in packings if packed)}
 
 
 def _differs(part: StoredDataset, first: StoredDataset, what: str, here: object, there: object) -> DataError:
@@ -250,12 +279,13 @@ def _check_contents(parts: Sequence[StoredDataset]) -> None:
             ):
                 if expected:
                     manifests.check_contents(path, part.manifest, name, expected)
+            loss_masks.check(part.prefix, part.manifest.loss_mask, part.manifest.tokens, whole=True)
 
 
 def _check_space(parts: Sequence[StoredDataset], output: Path, shuffled: bool) -> None:
     """Check that the output, and the temporary files of a shuffle, fit on the disk."""
-    paths = [path(part.prefix) for part in parts for path in (bin_path, idx_path, ids_path)]
-    # Ids are optional, and an empty shard has no tokens and no index.
+    paths = [path(part.prefix) for part in parts for path in (bin_path, idx_path, ids_path, loss_masks.mask_path)]
+    # Ids and loss masks are optional, and an empty shard has no tokens and no index.
     files = [path for path in paths if path.exists()]
     # A shuffle writes every document to its sorting files before it writes the output.
     needed = sum(file.stat().st_size for file in files) * (2 if shuffled else 1)
@@ -269,9 +299,9 @@ def _check_space(parts: Sequence[StoredDataset], output: Path, shuffled: bool) -
 def _write(parts: Sequence[StoredDataset], output_prefix: str, facts: dict[str, Any]) -> Manifest:
     dtype, seed = parts[0].dtype(), facts["shuffle_seed"]
     # Without a shuffle tokens are only copied, so no sorting files are needed.
-    with_ids = parts[0].ids() is not None
-    plain = IndexedDatasetWriter(output_prefix, dtype, with_ids=with_ids) if seed is None else None
-    writer = plain or ShuffledWriter(output_prefix, dtype, seed, with_ids=with_ids)
+    beside = {"with_ids": parts[0].ids() is not None, "with_mask": any(part.mask() is not None for part in parts)}
+    plain = IndexedDatasetWriter(output_prefix, dtype, **beside) if seed is None else None
+    writer = plain or ShuffledWriter(output_prefix, dtype, seed, **beside)
     size = sum(bin_path(part.prefix).stat().st_size for part in parts if not part.is_empty)
     documents = sum(part.manifest.documents if part.manifest else part.open().documents for part in parts)
     with PassProgress("merging", size, log_interval=documents // _LOG_LINES) as progress, writer:

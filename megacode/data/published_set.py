@@ -11,6 +11,7 @@ from megacode.base.urls import is_url
 from megacode.data import manifest as manifests
 from megacode.data.document_ids import ids_path
 from megacode.data.indexed import bin_path, idx_path
+from megacode.data.loss_masks import mask_path
 from megacode.data.objects import ObjectPath
 from megacode.data.publishing import Publication
 
@@ -52,9 +53,9 @@ class PublishedSet:
             raise
 
     def publish(self) -> None:
-        """Upload it: ids and tokens, then the index, then the manifest."""
-        parts = [(ids_path, self._prefix), (bin_path, self._prefix), (idx_path, self._prefix)]
-        paths = [(path(prefix), str(path(self._url))) for path, prefix in parts]
+        """Upload it: ids, loss mask and tokens, then the index, then the manifest."""
+        parts = (ids_path, mask_path, bin_path, idx_path)
+        paths = [(path(self._prefix), str(path(self._url))) for path in parts]
         # The index makes tokens readable, with or without a manifest: it follows them.
         there = [one for one in paths if one[0].exists()]
         # The old index must not lie beside new tokens, and an empty shard has neither.

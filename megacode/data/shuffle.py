@@ -25,12 +25,13 @@ from megacode.base.files import digest, flush, naming, remove
 from megacode.data.document_ids import Ids
 from megacode.data.index_format import by_document, fitting
 from megacode.data.indexed import IndexedDatasetWriter
+from megacode.data.loss_masks import Counted
 from megacode.data.spool import check_kept
 
 _BITS = 7
 _FILES = 1 << _BITS
 _SORTED_BYTES = 32 << 20  # a file up to this size is sorted in memory
-_FRAME = 6 * 8  # a frame's header: the six arrays' lengths, int64
+_FRAME = 7 * 8  # a frame's header: the seven arrays' lengths, int64
 _STRETCHES = 1 << 12
 _FLUSHES = 16  # files flushed to the disk at once, which takes an eighth of the time of one after another
 
@@ -49,9 +50,10 @@ def document_keys(seed: int, first: int, count: int) -> npt.NDArray[np.uint64]:
 
 @dataclass(frozen=True)
 class _Documents:
-    """Some documents: `keys`, `counts` [documents], `lengths` [sequences], `tokens` [sum of lengths]; and their ids.
+    """Some documents: `keys`, `counts` [documents], `lengths` [sequences], `tokens` [sum of lengths]; ids, loss mask.
 
-    `id_lengths` is [documents], or [0] without ids; `id_text` [sum of id_lengths].
+    `id_lengths` is [documents], or [0] without ids; `id_text` [sum of id_lengths]; `counted` [tokens], or [0] without
+    a loss mask.
     """
 
     keys: npt.NDArray[np.uint64]
@@ -60,6 +62,7 @@ class _Documents:
     tokens: npt.NDArray[np.integer]
     id_lengths: npt.NDArray[np.int64]
     id_text: npt.NDArray[np.uint8]
+    counted: Counted
 
     def take(self, documents: npt.NDArray[np.intp]) -> _Documents:
         """Return some of them, in the order given."""
@@ -73,9 +76,9 @@ class _Documents:
             id_ends = np.cumsum(id_lengths)
             id_text = _gathered(id_text, (id_ends - id_lengths)[documents], id_ends[documents])
             id_lengths = id_lengths[documents]
-        return _Documents(
-            self.keys[documents], self.counts[documents], self.lengths[sequences], tokens, id_lengths, id_text
-        )
+        counted = _gathered(self.counted, starts, ends) if len(self.counted) else self.counted
+        own = self.keys[documents], self.counts[documents], self.lengths[sequences]
+        return _Documents(*own, tokens, id_lengths, id_text, counted)
 
     def write(self, path: Path) -> None:
         """Append them to a file."""
@@ -114,7 +117,7 @@ class ShuffledWriter:
         prefix: path without `.bin` and `.idx`; the temporary files of the sort are beside it until the end.
         dtype: integer type of a token.
         seed: of the order.
-        with_ids, scratch: see `IndexedDatasetWriter`.
+        with_ids, with_mask, scratch: see `IndexedDatasetWriter`.
     """
 
     def __init__(
@@ -124,10 +127,11 @@ class ShuffledWriter:
         seed: int,
         *,
         with_ids: bool = False,
+        with_mask: bool = False,
         scratch: Path | None = None,
     ) -> None:
-        self.out = IndexedDatasetWriter(prefix, dtype, with_ids=with_ids, scratch=scratch)
-        self._seed, self._documents, self._with_ids = seed, 0, with_ids
+        self.out = IndexedDatasetWriter(prefix, dtype, with_ids=with_ids, with_mask=with_mask, scratch=scratch)
+        self._seed, self._documents, self._with_ids, self._with_mask = seed, 0, with_ids, with_mask
         name = self.out.prefix.name
         # The process id keeps two shuffles of one prefix apart.
         temporary = self.out.prefix.with_name(f".{name}.{os.getpid()}.shuffle.tmp")
@@ -188,6 +192,7 @@ class ShuffledWriter:
         lengths: npt.NDArray[np.integer],
         counts: npt.NDArray[np.integer] | None = None,
         ids: Ids | None = None,
+        counted: Counted | None = None,
     ) -> None:
         """Add a batch of documents; see `IndexedDatasetWriter.add`."""
         lengths, counts = by_document(lengths, counts)
@@ -196,7 +201,8 @@ class ShuffledWriter:
         ids = ids or Ids.of(())
         # Narrowed before it is spooled: half the bytes to write and to read where ids fit into uint16.
         kept = fitting(tokens, self.out.dtype, self.out.prefix)
-        batch = _Documents(keys, counts, lengths, kept, ids.lengths, ids.text)
+        bits = np.empty(0, dtype=bool) if counted is None else counted
+        batch = _Documents(keys, counts, lengths, kept, ids.lengths, ids.text, bits)
         _distribute(batch, self._directory, 64 - _BITS)
         self._grown = True
 
@@ -230,7 +236,8 @@ class ShuffledWriter:
             # Keys are distinct, so no order within equal keys has to be chosen.
             ordered = documents.take(np.argsort(documents.keys, kind="stable"))
             ids = Ids(ordered.id_lengths, ordered.id_text) if self._with_ids else None
-            self.out.add(ordered.tokens, ordered.lengths, ordered.counts, ids)
+            counted = ordered.counted if self._with_mask else None
+            self.out.add(ordered.tokens, ordered.lengths, ordered.counts, ids, counted)
             return
         inner = path.with_suffix(".split")
         inner.mkdir()
@@ -276,7 +283,7 @@ def _frames(path: Path, dtype: np.dtype) -> Iterator[_Documents]:
     with path.open("rb") as file:
         while header := file.read(_FRAME):
             sizes = np.frombuffer(header, dtype=np.int64).tolist()
-            names = (np.uint64, np.int64, np.int64, dtype, np.int64, np.uint8)
+            names = (np.uint64, np.int64, np.int64, dtype, np.int64, np.uint8, np.bool_)
             types = [np.dtype(name) for name in names]
             pairs = zip(types, sizes, strict=True)
             yield _Documents(*(np.frombuffer(file.read(kind.itemsize * size), dtype=kind) for kind, size in pairs))

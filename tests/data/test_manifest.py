@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from megacode.base.errors import DataError
 from megacode.data import block_hashes
 from megacode.data import manifest as manifests
-from megacode.data.block_hashes import BlockHasher, hashes_of
+from megacode.data.block_hashes import BlockHasher, hashes_of, sample_hash
 from megacode.data.indexed import bin_path, idx_path
 
 
@@ -73,12 +73,12 @@ def test_a_set_without_manifest_is_known_by_its_sampled_blocks_and_the_log_says_
 def test_sampled_blocks_reach_both_ends_of_a_large_file(tmp_path: Path):
     path = tmp_path / "large"
     path.write_bytes(bytes(5_000_000))
-    whole, sample = hashes_of(path).whole, manifests.sample_hash(path)
+    whole, sample = hashes_of(path).whole, sample_hash(path)
     for position in (0, 4_999_999):
         raw = bytearray(5_000_000)
         raw[position] = 1
         path.write_bytes(raw)
-        assert manifests.sample_hash(path) != sample
+        assert sample_hash(path) != sample
         assert hashes_of(path).whole != whole
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from meeting import count
 
-from megacode.data import manifest, windows
+from megacode.data import block_hashes, windows
 from megacode.train.watchdog import Pace
 
 # uint16, as for all vocabularies below 65,500. Larger ones take 4 bytes.
@@ -21,7 +21,7 @@ _EXCHANGES = 5  # of a meeting: report, time, clock, all-reduce, last
 
 def checked_bytes() -> int:
     """Return the bytes that checking one source reads: sampled blocks of two files, and of the tokens."""
-    blocks = 2 * manifest._BLOCKS * manifest._BLOCK_BYTES
+    blocks = 2 * block_hashes._SAMPLED * block_hashes._SAMPLE_BYTES
     return blocks + windows._CHECKED_BLOCKS * windows._CHECKED_TOKENS * _TOKEN_BYTES
 
 
