@@ -8,7 +8,6 @@ a conversation is not the beginning of the rendered conversation, nothing is kno
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -96,10 +95,8 @@ def _derived(template: ChatTemplate, names: SpecialNames, messages: Sequence[Mes
             continue
         prompt = names.short(template.render(messages[:number], ask=True))
         if not text.startswith(prompt):
-            raise UnmarkedError(
-                f"with the beginning of an answer it writes {_tail(prompt, text, names)!r} before message {number + 1}, "
-                "and something else in the whole conversation"
-            )
+            asked = f"with the beginning of an answer it writes {_tail(prompt, text, names)!r}"
+            raise UnmarkedError(f"{asked} before message {number + 1}, and something else in the whole conversation")
         until = len(text)
         if number + 1 < len(messages):
             # What follows the last message alone (an end of text) is no part of an earlier one.
@@ -117,8 +114,14 @@ def _derived(template: ChatTemplate, names: SpecialNames, messages: Sequence[Mes
 
 def _shared(text: str, other: str) -> int:
     """Return how many characters two texts share at their beginning."""
-    # The usual case by one comparison: `commonprefix` steps through the characters in Python.
-    return len(other) if text.startswith(other) else len(os.path.commonprefix((text, other)))
+    low, high = 0, min(len(text), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if text.startswith(other[:middle]):
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _tail(prompt: str, text: str, names: SpecialNames) -> str:

@@ -58,7 +58,9 @@ class EncodedSpool:
         self.lengths = np.concatenate([np.zeros(0, np.int32), *self._parts])
         self._starts = np.concatenate(([0], np.cumsum(self.lengths, dtype=np.int64)))
         if self.has_ids:
-            self._id_starts = np.concatenate(([0], np.cumsum(np.concatenate([np.zeros(0, np.int32), *self._id_parts]), dtype=np.int64)))
+            self._id_starts = np.concatenate(
+                ([0], np.cumsum(np.concatenate([np.zeros(0, np.int32), *self._id_parts]), dtype=np.int64))
+            )
         self._parts, self._id_parts = [], []
         self._all_tokens, self._all_counted = _mapped(self._tokens, self._dtype), _mapped(self._counted, np.uint8)
         self._all_ids = _mapped(self._ids, np.uint8)

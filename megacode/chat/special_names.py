@@ -47,7 +47,9 @@ class SpecialNames:
         """
         content = message["content"]
         if PRIVATE.search(content):
-            raise ValueError("a message holds a character of Unicode's private planes 15 and 16, which is not supported")
+            raise ValueError(
+                "a message holds a character of Unicode's private planes 15 and 16, which is not supported"
+            )
         return {**message, "content": self._pattern.sub(lambda found: self._quoted[found[0]], content)}
 
     def short(self, text: str) -> str:

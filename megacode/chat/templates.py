@@ -111,7 +111,9 @@ def find_template(tokenizer: Tokenizer, file: str | None) -> ChatTemplate:
             raise ConfigError("the tokenizer has no chat template", str(tokenizer.path.parent), fix)
         origin, text = found
     if _DATE in text:
-        what = f"the chat template writes the date of the day ({_DATE}), so that the same input gives other data each day"
+        what = (
+            f"the chat template writes the date of the day ({_DATE}), so that the same input gives other data each day"
+        )
         fix = "copy it to a file, write a fixed date there, and give that as --chat-template FILE"
         raise ConfigError(what, origin, fix)
     return ChatTemplate(text, origin, template_variables(tokenizer))

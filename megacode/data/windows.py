@@ -24,6 +24,7 @@ from megacode.data.document_form import fill_in_the_middle, form_of
 from megacode.data.fim import FillInMiddle, WindowPiece, WindowTokens
 from megacode.data.fim_tokens import check_stored
 from megacode.data.indexed import IndexedDataset, bin_path, idx_path
+from megacode.data.manifest import Manifest
 from megacode.data.source_checks import tokenizer_facts
 from megacode.data.tokenizer import load_tokenizer
 from megacode.plan.phases import SourceSize
@@ -302,6 +303,7 @@ def source_sizes(config: RunConfig, allow_declared: bool = False) -> dict[str, S
     sizes: dict[str, SourceSize] = {}
     problems: list[Problem] = []
     tokenizer, made_by = tokenizer_facts(config.tokenizer), {}
+    described: dict[str, Manifest] = {}
     for name, source in sorted(config.sources.items()):
         try:
             # Only a data set that is wholly missing may be planned by its declared size; half of one is damage.
@@ -316,14 +318,17 @@ def source_sizes(config: RunConfig, allow_declared: bool = False) -> dict[str, S
             stream, manifest = open_source(config, name), manifests.read(source.path)
             warnings = source_checks.notes(stream.data, manifest, source, tokenizer)
             sizes[name] = replace(stream.size(), form=form_of(config, name), notes=warnings)
-            if manifest is not None and manifest.tokenizer:
-                made_by[name] = manifest.tokenizer
+            if manifest is not None:
+                described[name] = manifest
+                if manifest.tokenizer:
+                    made_by[name] = manifest.tokenizer
         except MegacodeError as error:
             problems += [
                 _with_hint(problem, source.path, name, allow_declared) if absent else problem
                 for problem in error.problems
             ]
     problems += source_checks.tokenizer_problems(made_by, tokenizer)
+    problems += source_checks.template_problems(described)
     if problems:
         raise DataError(problems=problems)
     return sizes

@@ -30,8 +30,8 @@ SPECIALS = (
 Turns = Sequence[dict[str, str]]
 Parts = list[tuple[str, bool]]
 
-CHATML = """{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}\
-{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+CHATML = """{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' \
+}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 LLAMA3 = """{{ '<|begin_of_text|>' }}{% for message in messages %}{{ '<|start_header_id|>' + message.role + \
 '<|end_header_id|>\\n\\n' + message.content | trim + '<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}\
 {{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"""
@@ -39,11 +39,13 @@ MISTRAL = """{{ '<s>' }}{% for message in messages %}{% if (message.role == 'use
 {{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}\
 {% if message.role == 'user' %}{{ '[INST] ' + message.content + ' [/INST]' }}{% else %}\
 {{ ' ' + message.content + '</s>' }}{% endif %}{% endfor %}"""
-GEMMA = """{{ '<bos>' }}{% for message in messages %}{% set role = 'model' if message.role == 'assistant' else message.role %}\
+GEMMA = """{{ '<bos>' }}{% for message in messages %}\
+{% set role = 'model' if message.role == 'assistant' else message.role %}\
 {{ '<start_of_turn>' + role + '\\n' + message.content | trim + '<end_of_turn>\\n' }}{% endfor %}\
 {% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"""
 # Marks leave out the end of a turn, as in many published templates.
-MARKED = """{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' }}{% if message.role == 'assistant' %}\
+MARKED = """{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' }}\
+{% if message.role == 'assistant' %}\
 {% generation %}{{ message.content }}{% endgeneration %}{% else %}{{ message.content }}{% endif %}\
 {{ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 
