@@ -17,6 +17,7 @@ from megacode.base.user_paths import refuse_unwritable
 from megacode.convert import push
 from megacode.convert.architectures import family_of, hf_config
 from megacode.convert.card import FILE_NAME, note_elsewhere, write_card
+from megacode.convert.chat_form import chat_form, with_end_of_turn
 from megacode.convert.mapping import VOCABULARY, Sizes, hf_shapes
 from megacode.convert.mapping import to_hf as mapped
 from megacode.convert.opened_checkpoint import OpenedCheckpoint
@@ -105,8 +106,9 @@ def write_model(claim: Claim, out: Path, max_shard_size: int | str = "5GB") -> i
     if (own := named_id(tokenizer, "bos_token")) is not None:
         document["bos_token_id"] = own
     write_json(out / "config.json", document)
-    write_json(out / "generation_config.json", _generation(tokenizer))
-    export_tokenizer(tokenizer, out, train.seq_length)
+    template = chat_form(claim.config, tokenizer)
+    write_json(out / "generation_config.json", with_end_of_turn(_generation(tokenizer), template, tokenizer))
+    export_tokenizer(tokenizer, out, train.seq_length, template)
     return parameters
 
 
