@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -70,7 +70,7 @@ class RowEncoder:
 
 def encode_records(
     reader: Iterator[Records], settings: RowSettings, processes: int
-) -> Iterator[tuple[Records, int, EncodedRows]]:
+) -> Generator[tuple[Records, int, EncodedRows]]:
     """Encode records.
 
     Args:
