@@ -86,9 +86,7 @@ class HuggingFaceText(TextEncoder):
         self.names = SpecialNames(tokenizer.specials)
         document = _renamed(tokenizer.document, self.names.written)
         self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(document))
-        alone, behind = (self.encode([text])[0].ids.tolist() for text in ("a", "\na"))
-        # Some put a space before a text, which is no text of the conversation where it is a part of one.
-        self.is_cut_anywhere = behind[-len(alone) :] == alone
+        self.is_cut_anywhere = _adds_nothing(self)
 
     def encode(self, texts: Sequence[str]) -> list[Pieces]:
         """See `TextEncoder.encode`."""
@@ -122,12 +120,11 @@ def _renamed(document: dict[str, Any], new: dict[str, str]) -> dict[str, Any]:
 class SentencePieceText(TextEncoder):
     """A SentencePiece model: each stretch between special tokens is encoded by itself, as in an export."""
 
-    is_cut_anywhere = False
-
     def __init__(self, tokenizer: SentencePieceTokenizer) -> None:
         self.names = SpecialNames(list(tokenizer.special_ids))
         self._processor = tokenizer.reference.processor
         self._ids = {self.names.written[name]: number for name, number in tokenizer.special_ids.items()}
+        self.is_cut_anywhere = _adds_nothing(self)
 
     def encode(self, texts: Sequence[str]) -> list[Pieces]:
         """See `TextEncoder.encode`."""
@@ -153,6 +150,12 @@ class SentencePieceText(TextEncoder):
 _NOTHING = Pieces(*(np.zeros(0, np.int64) for _ in range(3)))
 
 
+def _adds_nothing(encoder: TextEncoder) -> bool:
+    """Return whether an encoder puts nothing before a text; some put a space there."""
+    alone, behind = (encoder.encode([text])[0].ids.tolist() for text in ("a", "\na"))
+    return bool(behind[-len(alone) :] == alone)
+
+
 def text_encoder(tokenizer: Tokenizer) -> TextEncoder:
     """Return what encodes rendered conversations with a tokenizer."""
     if isinstance(tokenizer, HuggingFaceTokenizer):
@@ -167,7 +170,7 @@ class ChatEncoder:
     Args:
         tokenizer: of the model.
         template: to render them with.
-        loss: `answers` counts what the model has to write, `all` every token but the first.
+        loss: `answers` counts what the model has to write, `all` every token.
         append_eod: end each conversation with the tokenizer's end-of-document token.
     """
 
@@ -219,8 +222,9 @@ class ChatEncoder:
             is_open = bool(found.answers) and found.answers[-1][1] == len(found.text)
             needed = self._loss == "all" or (is_open and not WRITTEN.match(found.text[-1]))
             ids, counted = np.append(ids, self._eod), np.append(counted, needed)
-        # Nothing of the conversation comes before its first token.
-        counted[:1] = False
+        if self._loss == "answers":
+            # Nothing of the conversation comes before its first token.
+            counted[:1] = False
         return Encoded(ids.astype(np.int32), counted)
 
 

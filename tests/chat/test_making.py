@@ -156,6 +156,13 @@ def test_packed_windows_hold_whole_conversations_and_padding_that_never_counts(m
     assert found["manifest"].chat["dropped_long"] == len(wanted) - len(short)
 
 
+def test_loss_on_all_counts_all_but_padding(make):
+    found = make(ROWS, pack=64, loss="all")
+    manifest = found["manifest"]
+    assert manifest.loss_mask["counted"] + manifest.packed["padding"] == manifest.tokens == len(found["tokens"])
+    assert make([{"messages": [{"role": "user", "content": "a"}]}], name="asked", loss="all")["counted"].all()
+
+
 def test_several_processes_and_files_make_the_same_bytes(make, tokenizer, tmp_path, monkeypatch):
     rows = [conversation(f"q{n}", "w " * (n % 40 + 1)) for n in range(300)]
     monkeypatch.setattr(row_encoding, "_ROWS", 32)
