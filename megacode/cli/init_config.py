@@ -22,8 +22,8 @@ from megacode.cli.init_data import DataSet, open_streams, read_data_sets
 from megacode.config.config_file import presets
 from megacode.config.model import ModelConfig, TokenizerConfig
 from megacode.config.suggestions import did_you_mean
+from megacode.data.source_stream import SourceStream
 from megacode.data.tokenizer import tokenizer_at
-from megacode.data.windows import SourceStream
 from megacode.plan.sources import windows
 
 TOKENS_A_PARAMETER = 20
@@ -138,7 +138,8 @@ class NewConfig:
         """Tokens that the run can read before any source starts its second epoch."""
         # The -1 leaves room for rounding: a phase's shares become whole samples.
         return min(
-            int((windows(stream.train_tokens, self.seq_length) - 1) / float(self.blend[name])) * self.seq_length
+            int((windows(stream.train_tokens, self.seq_length, stream.packed) - 1) / float(self.blend[name]))
+            * self.seq_length
             for name, stream in self.streams.items()
         )
 

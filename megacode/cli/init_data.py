@@ -12,8 +12,8 @@ from megacode.config.model import TokenizerConfig
 from megacode.data import manifest as manifests
 from megacode.data.indexed import IndexedDataset, idx_path
 from megacode.data.source_checks import similar_data
+from megacode.data.source_stream import SourceStream
 from megacode.data.tokenizer import Tokenizer, load_tokenizer
-from megacode.data.windows import SourceStream
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # no dot: `sources.NAME.path=...` on a command line splits at dots
 _FRACTIONS = (0.005, 0.02, 0.05, 0.1)  # held-out shares to try, smallest first

@@ -22,6 +22,7 @@ class Source(Frozen):
         take: how many of its training tokens are used, the first ones; absent: all. Documents are shuffled when a data
             set is made, so this is a sample of it, and no data are copied.
         fim_rate: share of its documents that are read as prefix, suffix, middle (fill in the middle).
+        loss: what a model learns to predict of it: `all` tokens, or the `answers` that the data set's loss mask marks.
         fim_spm_rate: share of these whose suffix comes first (SPM); the others begin with the prefix (PSM).
     """
 
@@ -31,6 +32,7 @@ class Source(Frozen):
     take: Count | None = Field(default=None, ge=2)
     fim_rate: Share = Field(default=0.0, ge=0, le=1)
     fim_spm_rate: Share = Field(default=0.5, ge=0, le=1)
+    loss: Literal["all", "answers"] = "all"
 
 
 class Validation(Frozen):

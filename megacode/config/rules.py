@@ -48,6 +48,14 @@ def fill_in_the_middle_needs_a_tokenizer(config: RunConfig) -> Iterator[Problem]
         yield Problem(what, f"sources.{named[0]}.fim_rate", fix)
 
 
+def fill_in_the_middle_moves_no_masked_token(config: RunConfig) -> Iterator[Problem]:
+    """A rearranged document would no longer fit its loss mask."""
+    for name, source in config.sources.items():
+        if source.fim_rate and source.loss == "answers":
+            what = "fill in the middle would move tokens away from the loss mask that loss: answers reads"
+            yield Problem(what, f"sources.{name}.fim_rate", "set it to 0, or set loss: all")
+
+
 def shards_divide_the_model(config: RunConfig) -> Iterator[Problem]:
     """Tensor parallel splits heads, query groups and the MLP; pipeline parallel splits layers."""
     model, layout = config.model, config.parallel
@@ -144,6 +152,7 @@ RULES: tuple[Rule, ...] = (
     *MODEL_RULES,
     a_vocabulary_is_known,
     fill_in_the_middle_needs_a_tokenizer,
+    fill_in_the_middle_moves_no_masked_token,
     shards_divide_the_model,
     the_sequence_divides,
     sequence_parallel_needs_tensor,

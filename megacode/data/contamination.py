@@ -41,8 +41,9 @@ from megacode.data.ngram_runs import (
     take_out_templates,
     unmark_short,
 )
+from megacode.data.source_stream import SourceStream
 from megacode.data.tokenizer import Tokenizer, load_tokenizer
-from megacode.data.windows import SourceStream, open_source
+from megacode.data.windows import open_source
 from megacode.plan.phases import Schedule, build_schedule, prove_past
 from megacode.plan.sources import SourceSize
 
@@ -200,8 +201,8 @@ def _look(past: _Past, grams: Grams, budget: int) -> dict[str, Any]:
         mine = draws.first_token[draws.source_id == names.index(source)]
         distinct = 0
         if source in past.streams:
-            # Windows of several epochs overlap; each token is scanned once.
-            for first, last in _union(mine, length + 1):
+            # Windows of several epochs overlap; each token is scanned once. A packed window has no label behind it.
+            for first, last in _union(mine, length + (not past.schedule.sizes[source].packed)):
                 distinct += last - first
                 mark.scan(past.streams[source], names.index(source), first, last)
         sources[source] = {

@@ -70,7 +70,7 @@ class DaliLoader(DeviceLoader):
         # The pipeline returns tensors only. What belongs to each is kept here, in the order of feeding.
         self._under_way: deque[_Fed] = deque()
         self._next = _Part(None, 0)
-        self._pipeline = _pipeline(self._feed, self._rows.most, self._rows.token_type, self._isolate, 1 + ahead)
+        self._pipeline = _pipeline(self._feed, self._rows.most, self._rows.token_type, self._rows.isolates, 1 + ahead)
 
     def batch(self, consumed_samples: int) -> list[MicroBatch]:
         """Return this rank's micro-batches of the iteration that starts at a clock, all of one size."""
@@ -96,7 +96,8 @@ class DaliLoader(DeviceLoader):
             tokens, labels, *places = self._outputs()
             fed = self._under_way.popleft()
             if fed.part == part:
-                starts = places[0] if places else None
+                # The pipeline has one form for all parts, and this one may have no borders.
+                starts = places[0] if fed.starts is not None else None
                 return self._cut(tokens, labels, fed.starts, starts, fed.rows, fed.size, fed.windows)
 
     def _outputs(self) -> list[Tensor]:
@@ -111,9 +112,10 @@ class DaliLoader(DeviceLoader):
         self._next = self._after(part)
         windows = np.empty((len(rows), self._seq_length + 1), dtype=self._rows.token_type)
         read = self._gather(rows, windows)
-        starts = self._rows.document_starts(rows) if self._isolate else None
+        starts = self._rows.document_starts(rows)
         self._under_way.append(_Fed(part, rows, size, starts, read))
-        return [windows] if starts is None else [windows, padded(starts, self._seq_length)]
+        places = [np.empty(0, dtype=np.int64)] * len(rows) if starts is None else starts
+        return [windows, padded(places, self._seq_length)] if self._rows.isolates else [windows]
 
     def _rows_of(self, part: _Part) -> tuple[Rows, int]:
         if part.source is None:

@@ -33,7 +33,7 @@ class DeviceLoader(Loader):
     def _micro_batches(self, rows: Rows, size: int) -> list[MicroBatch]:
         gathered, read = self._gathered(rows)
         windows = device.to_device(gathered)
-        starts = self._rows.document_starts(rows) if self._isolate else None
+        starts = self._rows.document_starts(rows)
         places = None if starts is None else _sent(padded(starts, self._seq_length))
         return self._cut(windows[:, :-1].long(), windows[:, 1:].long(), starts, places, rows, size, read)
 

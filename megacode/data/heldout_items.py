@@ -26,9 +26,9 @@ from megacode.data import objects
 from megacode.data.demo_items import INDEX, LEAST_CLEAN, SOURCES, build_demo_tasks, write_items
 from megacode.data.indexed import IndexedDataset
 from megacode.data.manifest import identity
+from megacode.data.source_stream import SourceStream
 from megacode.data.tokenizer import Tokenizer, load_tokenizer
 from megacode.data.unread import Tokens, Unread
-from megacode.data.windows import SourceStream
 
 _LOG = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class _DataSet:
     def stream(self) -> SourceStream:
         """Open what training may read of it."""
         objects.use(self.objects)
-        return SourceStream(self.name, self.path, self.fraction, seq_length=1)
+        return SourceStream(self.name, self.path, self.fraction, seq_length=None)
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,8 @@ def heldout_documents(
         DataError: if the fraction leaves no document held out.
     """
     dataset = IndexedDataset(path)
-    # The same cut as in training; a window of one token keeps short sources usable.
-    stream = SourceStream(name, path, validation_fraction, seq_length=1)
+    # The same cut as in training; the shortest windows keep short sources usable.
+    stream = SourceStream(name, path, validation_fraction, seq_length=None)
     if stream.held_out_from >= dataset.tokens:
         raise DataError(
             f"validation.fraction {validation_fraction} holds out no document of this source",

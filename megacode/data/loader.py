@@ -16,7 +16,7 @@ import torch
 from megacode.config.run import RunConfig
 from megacode.data.fim import WindowTokens
 from megacode.data.rank_windows import RowPlan, Rows
-from megacode.data.windows import SourceStream
+from megacode.data.source_stream import SourceStream
 from megacode.mcore.micro_batch import MicroBatch
 from megacode.plan.batch import BatchSchedule, samples_digest
 from megacode.plan.phases import Schedule
@@ -57,7 +57,7 @@ class Loader:
         dp_size: int = 1,
     ) -> None:
         self._rows = RowPlan(config, schedule, batches, streams, dp_rank, dp_size)
-        self._seq_length, self._isolate = config.train.seq_length, config.train.isolate_documents
+        self._seq_length = config.train.seq_length
         # Full-size masks and positions are the same in every batch, so they are made once.
         self._plain: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -90,8 +90,8 @@ class Loader:
             tokens[row], labels[row] = window.tokens[:-1], window.tokens[1:]
         loss_mask, position_ids = self._plain_tensors(len(rows))
         cu_seqlens = None
-        if self._isolate:
-            loss_mask, position_ids, cu_seqlens = isolated(self._rows.document_starts(rows), self._seq_length)
+        if (starts := self._rows.document_starts(rows)) is not None:
+            loss_mask, position_ids, cu_seqlens = isolated(starts, self._seq_length)
         # Products, not assignments: the plain mask is shared by all batches.
         if rows.filling.any():
             loss_mask = loss_mask * torch.from_numpy(~rows.filling)[:, None]

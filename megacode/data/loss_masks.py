@@ -110,7 +110,8 @@ class LossMask:
         assert first_token >= 0
         assert first_token + count <= self.tokens
         first, end = first_token // 8, -(-(first_token + count) // 8)
-        bits = np.unpackbits(self._bytes[first:end], bitorder="little")
+        raw: npt.NDArray[np.uint8] = np.asarray(self._bytes[first:end], dtype=np.uint8)
+        bits = np.unpackbits(raw, bitorder="little")
         return bits[first_token - 8 * first :][:count].astype(bool)
 
     def fetch_ahead(self, firsts: list[int], count: int) -> None:

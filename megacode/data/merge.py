@@ -310,9 +310,9 @@ def _check_space(parts: Sequence[StoredDataset], output: Path, shuffled: bool) -
 def _write(parts: Sequence[StoredDataset], output_prefix: str, facts: dict[str, Any]) -> Manifest:
     dtype, seed = parts[0].dtype(), facts["shuffle_seed"]
     # Without a shuffle tokens are only copied, so no sorting files are needed.
-    beside = {"with_ids": parts[0].ids() is not None, "with_mask": any(part.mask() is not None for part in parts)}
-    plain = IndexedDatasetWriter(output_prefix, dtype, **beside) if seed is None else None
-    writer = plain or ShuffledWriter(output_prefix, dtype, seed, **beside)
+    ids, mask = parts[0].ids() is not None, any(part.mask() is not None for part in parts)
+    plain = IndexedDatasetWriter(output_prefix, dtype, with_ids=ids, with_mask=mask) if seed is None else None
+    writer = plain or ShuffledWriter(output_prefix, dtype, seed, with_ids=ids, with_mask=mask)
     size = sum(bin_path(part.prefix).stat().st_size for part in parts if not part.is_empty)
     documents = sum(part.manifest.documents if part.manifest else part.open().documents for part in parts)
     with PassProgress("merging", size, log_interval=documents // _LOG_LINES) as progress, writer:

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from megacode.data.hash_filter import HashFilter, polynomials
+from megacode.data.source_stream import SourceStream
 from megacode.data.tokenizer import Tokenizer
-from megacode.data.windows import SourceStream
 
 NGRAM = 13
 RUN_BYTES = 52  # 13 tokens of 4 bytes

@@ -6,7 +6,7 @@ many requests can be under way as hide the latency of the storage.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
@@ -55,13 +55,14 @@ class FetchAhead:
     """Begins to fetch the windows that a rank reads next.
 
     Args:
-        config: sequence length, and how many iterations ahead.
-        tokens: those of the opened sources, by their number in the schedule; None: they are not in object storage.
+        config: how many iterations ahead.
+        sources: by their number in the schedule, what begins to fetch windows of a source, given their first tokens;
+            None: it is not in object storage.
     """
 
-    def __init__(self, config: RunConfig, tokens: Sequence[ObjectTokens | None]) -> None:
-        self._window, self._iterations = config.train.seq_length + 1, config.objects.ahead
-        self._tokens = {number: one for number, one in enumerate(tokens) if one is not None}
+    def __init__(self, config: RunConfig, sources: Sequence[Callable[[list[int]], None] | None]) -> None:
+        self._iterations = config.objects.ahead
+        self._sources = {number: fetch for number, fetch in enumerate(sources) if fetch is not None}
         self._begun: frozenset[int] = frozenset()
 
     def iterations(self, following: Iterable[tuple[int, _Integers, _Integers]]) -> None:
@@ -71,7 +72,7 @@ class FetchAhead:
             following: their clocks, and the source numbers and first tokens of their windows; it is read as far as
                 needed.
         """
-        if not self._tokens or not self._iterations:
+        if not self._sources or not self._iterations:
             return
         # The first of them is needed now: its windows are requested together, not one after another.
         near = {clock: windows for clock, *windows in islice(following, self._iterations + 1)}
@@ -82,5 +83,5 @@ class FetchAhead:
 
     def windows(self, source_ids: _Integers, first_tokens: _Integers) -> None:
         """Begin to fetch some windows, given by their source numbers and first tokens, int64 [k]."""
-        for number, tokens in self._tokens.items():
-            tokens.fetch_ahead(first_tokens[source_ids == number].tolist(), self._window)
+        for number, fetch in self._sources.items():
+            fetch(first_tokens[source_ids == number].tolist())

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from megacode.config.run import RunConfig
 from megacode.data.fim import WindowTokens
 from megacode.data.object_tokens import FetchAhead
-from megacode.data.windows import SourceStream, window_tokens
+from megacode.data.source_stream import SourceStream, window_tokens
 from megacode.plan.batch import BatchSchedule, placement
 from megacode.plan.phases import Schedule
 
@@ -93,8 +93,12 @@ class RowPlan:
         types = [stream.data.dtype for stream in self._streams if stream is not None]
         self.token_type = np.result_type(*types)
         self._ahead: dict[int, Rows] = {}
-        remote = [None if stream is None else stream.data.remote for stream in self._streams]
+        remote = [stream.fetch_ahead if stream and stream.data.remote else None for stream in self._streams]
         self._fetch_ahead = FetchAhead(config, remote)
+        self._isolate = config.train.isolate_documents
+        self._packed = {stream.name for stream in self._streams if stream is not None and stream.packed}
+        # Whether any batch has isolated documents.
+        self.isolates = self._isolate or bool(self._packed)
 
     def at(self, clock: int) -> tuple[Rows, int]:
         """Return this rank's rows of the iteration that starts at a clock, and the size of its micro-batches."""
@@ -134,10 +138,27 @@ class RowPlan:
         for source, first_token, epoch in zip(*columns, strict=True):
             yield window_tokens(self.stream(source), first_token, None if epoch == HELD_OUT else epoch)
 
-    def document_starts(self, rows: Rows) -> list[npt.NDArray[np.int64]]:
-        """Return, of each row, the positions 1 .. S of its window at which a new document begins."""
+    def document_starts(self, rows: Rows) -> list[npt.NDArray[np.int64]] | None:
+        """Return, of each row, the positions 1 .. S of its window at which a document begins that is isolated.
+
+        None where documents are not isolated: neither all of them, nor those of a packed source that the phase draws.
+        """
+        if not self._isolate and not self._packed_among(rows):
+            return None
         places = zip(rows.source_ids.tolist(), rows.first_tokens.tolist(), strict=True)
-        return [self.stream(source).document_starts(first) for source, first in places]
+        isolated = ((self.stream(source), first) for source, first in places)
+        none = np.empty(0, dtype=np.int64)
+        return [s.document_starts(first) if self._isolate or s.packed else none for s, first in isolated]
+
+    def _packed_among(self, rows: Rows) -> bool:
+        """Tell whether rows belong to a phase, or to a validation, that reads a packed source."""
+        if not self._packed:
+            return False
+        if rows.epochs[0] == HELD_OUT:
+            return self.stream(int(rows.source_ids[0])).packed
+        # By phase, not by batch: so it is the same on every rank, whatever the layout.
+        counts = self._schedule.phase_at(int(rows.samples[0])).counts
+        return any(counts.get(name) for name in self._packed)
 
     def _draw_ahead(self, clock: int) -> dict[int, Rows]:
         """Compute this rank's rows of the next batches."""

@@ -26,8 +26,8 @@ from megacode.data.ngram_runs import (
     stretches,
     text_bytes,
 )
+from megacode.data.source_stream import SourceStream
 from megacode.data.tokenizer import Tokenizer
-from megacode.data.windows import SourceStream
 
 SHARED_BYTES = 44
 _SHORT = 8  # tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -69,6 +70,7 @@ class Meter:
             "loss": result.loss,
             "loss_by_source": source_means(names, result.loss_sum_by_source, result.tokens_by_source),
             "samples_by_source": samples,
+            **({"counted_tokens_by_source": counted} if (counted := self._counted(result)) else {}),
             # Only where there are any: most runs have none.
             **({"fim_share_by_source": {name: n / samples[name] / window for name, n in fim.items()}} if fim else {}),
             "samples_digest": result.samples_digest,
@@ -86,6 +88,12 @@ class Meter:
             "mfu": flops / self.peak_flops if self.peak_flops else None,
             "time": round(time.time(), 3),
         }
+
+    def _counted(self, result: StepResult) -> dict[str, int]:
+        """Return how many tokens counted in the loss, of the sources of this batch that have a loss mask."""
+        rows = zip(self.schedule.source_names, result.samples_by_source, result.tokens_by_source, strict=True)
+        sizes = self.schedule.sizes
+        return {name: n for name, samples, n in rows if samples and name in sizes and sizes[name].masked}
 
     def _planned_and_seen(self, consumed: int) -> dict[str, dict[str, int]]:
         length = self.schedule.seq_length
@@ -107,7 +115,8 @@ def validation_record(
 ) -> dict[str, Any]:
     """Return the record of one validation; its `loss` is the unweighted mean over sources."""
     # Unweighted, so that it stays comparable when the blend changes between phases.
-    mean = sum(loss_by_source.values()) / len(loss_by_source)
+    # Without a held-out token that counts there is no loss.
+    mean = sum(loss_by_source.values()) / len(loss_by_source) if loss_by_source else math.nan
     return {
         "kind": "validation",
         "iteration": iteration,

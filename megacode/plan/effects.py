@@ -40,8 +40,8 @@ _TABLE = {
         model.init_seed""",
     "dropout": "model.hidden_dropout model.attention_dropout",
     "tokenizer": "tokenizer.kind tokenizer.path",
-    "document form": """sources.*.fim_rate sources.*.fim_spm_rate tokenizer.fim.prefix tokenizer.fim.middle
-        tokenizer.fim.suffix""",
+    "document form": """sources.*.fim_rate sources.*.fim_spm_rate sources.*.loss tokenizer.fim.prefix
+        tokenizer.fim.middle tokenizer.fim.suffix""",
     "optimizer": """train.optimizer train.muon.momentum train.muon.nesterov train.muon.newton_schulz_steps
         train.muon.newton_schulz_dtype train.muon.scale train.muon.scale_factor phases.*.optimizer
         train.weight_decay train.adam_beta1 train.adam_beta2 train.adam_eps train.weight_decay_exempt

@@ -35,7 +35,7 @@ _FIXES = {
     "first_index": "restore repeat and the blends of earlier phases",
     "tokens": "restore the former data set, or the former validation.fraction or sources.{source}.take",
     "identity": "restore the former data set at sources.{source}.path",
-    "form": "restore sources.{source}.fim_rate, fim_spm_rate and the tokens of tokenizer.fim",
+    "form": "restore sources.{source}.fim_rate, fim_spm_rate, loss and its loss mask, and the tokens of tokenizer.fim",
 }
 
 
@@ -171,6 +171,9 @@ def _form(form: Mapping[str, Any] | None) -> str:
     """Return how documents are read, for people."""
     if form is None:
         return "as stored"
+    if "rate" not in form:
+        windows = [f"in packed windows of {form['packed']:,} tokens"] if "packed" in form else []
+        return " ".join([*windows, *([f"with the loss mask {form['mask']:.12}"] if "mask" in form else [])])
     ids = ", ".join(map(str, form["sentinels"])) if form["sentinels"] else "not known"
     return f"with fim_rate {form['rate']:g}, fim_spm_rate {form['spm_rate']:g} and sentinels {ids}"
 

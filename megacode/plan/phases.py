@@ -183,7 +183,7 @@ def build_schedule(config: RunConfig, sizes: Mapping[str, SourceSize]) -> Schedu
 
 
 def _epoch_windows(names: list[str], sizes: Mapping[str, SourceSize], seq_length: int) -> dict[str, int]:
-    counts = {name: windows(sizes[name].tokens, seq_length) for name in names}
+    counts = {name: windows(sizes[name].tokens, seq_length, sizes[name].packed) for name in names}
     short = [name for name, count in counts.items() if not count]
     if short:
         fix = "use a larger data set, a smaller train.seq_length, or remove it from the blends"

@@ -5,6 +5,9 @@ Adjacent windows share one token, so an epoch has W = (T - 1) div S windows, and
 of epoch e starts at token o_e = (e k) mod (r + 1), with k keyed and coprime to r + 1. So o_0 = 0, consecutive
 epochs cut the documents at different places and leave out different tokens, and every epoch has W windows.
 
+A packed source was made of windows that cut no document: T = W S, window w is tokens w S .. w S + S - 1 in every epoch,
+and its last input has no label.
+
 Sample i of the source is position i mod W of epoch i div W; the keyed permutation of that epoch gives the window. So no
 window is repeated before all have been read, and any sample is found directly.
 """
@@ -34,7 +37,9 @@ class SourceSize:
         validation_tokens: held-out tokens.
         identity: content hash from the manifest; empty where the size is only declared in the config.
         form: how its documents are read where not as stored (fill in the middle): `rate`, `spm_rate` and `sentinels`,
-            the ids of prefix, middle and suffix (None: the tokenizer is not there yet); plain values for JSON.
+            the ids of prefix, middle and suffix (None: the tokenizer is not there yet). Or how it counts in the loss:
+            `mask`, the hash of its loss mask; `packed`, tokens of a packed window. Plain values for JSON.
+        counted: share of its tokens that count in the loss, by its loss mask.
         notes: remarks for the user; they affect nothing.
     """
 
@@ -44,7 +49,18 @@ class SourceSize:
     validation_tokens: int = 0
     identity: str = ""
     form: dict[str, Any] | None = field(default=None, hash=False)
+    counted: float = field(default=1.0, compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def packed(self) -> bool:
+        """Whether its windows were packed."""
+        return bool((self.form or {}).get("packed"))
+
+    @property
+    def masked(self) -> bool:
+        """Whether a loss mask leaves out some of its tokens, or padding of packed windows."""
+        return self.packed or bool((self.form or {}).get("mask"))
 
 
 class Place(NamedTuple):
@@ -64,9 +80,10 @@ class Places(NamedTuple):
     first_token: NDArray[np.int64]
 
 
-def windows(tokens: int, seq_length: int) -> int:
+def windows(tokens: int, seq_length: int, packed: bool = False) -> int:
     """Return the number of windows per epoch of a source."""
-    return max(0, tokens - 1) // seq_length
+    # Packed windows share no token, so the last one needs none behind it.
+    return tokens // seq_length if packed else max(0, tokens - 1) // seq_length
 
 
 @lru_cache(maxsize=512)
@@ -85,15 +102,16 @@ class SourceOrder:
 
     def __init__(self, size: SourceSize, seq_length: int, seed: int) -> None:
         self.name, self.seq_length, self.seed = size.name, seq_length, seed
-        self.windows = windows(size.tokens, seq_length)
+        self.windows = windows(size.tokens, seq_length, size.packed)
         assert self.windows > 0, size
-        self.tail_tokens = size.tokens - 1 - self.windows * seq_length
+        self._last, self._moves = seq_length - size.packed, not size.packed
+        self.tail_tokens = size.tokens - self._moves - self.windows * seq_length
         # Coprime: the offsets of consecutive epochs visit all r + 1 values before one is repeated.
         self._stride = _coprime(digest("offset", str(seed), size.name), self.tail_tokens + 1)
 
     def offset(self, epoch: int) -> int:
         """Return the token at which window 0 of an epoch starts."""
-        return epoch * self._stride % (self.tail_tokens + 1)
+        return epoch * self._stride % (self.tail_tokens + 1) * self._moves
 
     def _order(self, epoch: int) -> Permutation:
         # Cached per process: making the keys of a permutation costs two SHA-256.
@@ -129,8 +147,8 @@ class SourceOrder:
     def indices_reading(self, first_token: int, last_token: int, epoch: int) -> list[int]:
         """Return the samples of an epoch whose windows hold any of the tokens first_token .. last_token, unsorted."""
         offset, length = self.offset(epoch), self.seq_length
-        # A window covers length + 1 tokens, so the one that ends at first_token counts.
-        first = max(0, -(-(first_token - offset - length) // length))
+        # A window covers length + 1 tokens, so the one that ends at first_token counts; a packed one covers length.
+        first = max(0, -(-(first_token - offset - self._last) // length))
         last = min(self.windows - 1, (last_token - offset) // length)
         return [self.index_of(epoch, window) for window in range(first, last + 1)]
 

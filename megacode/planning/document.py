@@ -126,6 +126,7 @@ def _phase_source(schedule: Schedule, phase: PhasePlan, name: str, drawn: int, r
     return {
         "samples": count,
         "tokens": count * schedule.seq_length,
+        "counted_tokens": _counted(schedule, name, count),
         "weight": phase.weights[name],
         "share": count / phase.samples,
         "epochs_before": drawn / windows,
@@ -135,6 +136,12 @@ def _phase_source(schedule: Schedule, phase: PhasePlan, name: str, drawn: int, r
         "restarted": name in phase.restarted,
         "clipped": name in phase.clipped,
     }
+
+
+def _counted(schedule: Schedule, name: str, samples: int) -> int:
+    """Return how many tokens of some samples count in the loss by the source's mask; exact after whole epochs."""
+    size = schedule.sizes.get(name)
+    return round(samples * schedule.seq_length * (size.counted if size else 1.0))
 
 
 def _first_repeated_index(first: int, count: int, windows: int, reached: int) -> int | None:
@@ -171,6 +178,7 @@ def _source(config: RunConfig, schedule: Schedule, name: str) -> _Json:
         "form": size.form,
         # What is expected; pieces that are too short or hold control tokens are read as stored.
         "fim_tokens": round(samples * schedule.seq_length * config.sources[name].fim_rate),
+        "counted_tokens": _counted(schedule, name, samples),
         "windows": order.windows if order else None,
         "tail_unused_tokens": order.tail_tokens if order else None,
         "samples": samples,

@@ -17,7 +17,8 @@ from megacode.base.files import RunDir
 from megacode.checkpoint.ledger import Ledger
 from megacode.config.run import RunConfig
 from megacode.data.document_ids import ids_path, open_ids
-from megacode.data.windows import SourceStream, open_source, source_sizes
+from megacode.data.source_stream import SourceStream
+from megacode.data.windows import open_source, source_sizes
 from megacode.plan.phases import Schedule, build_schedule
 
 Row = dict[str, Any]

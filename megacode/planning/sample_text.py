@@ -13,8 +13,9 @@ from megacode.base.errors import ConfigError
 from megacode.config.run import RunConfig
 from megacode.data import manifest as manifests
 from megacode.data.document_ids import open_ids
+from megacode.data.source_stream import SourceStream, window_tokens
 from megacode.data.tokenizer import Tokenizer, load_tokenizer
-from megacode.data.windows import SourceStream, open_source, source_sizes, window_tokens
+from megacode.data.windows import open_source, source_sizes
 from megacode.plan.phases import build_schedule
 from megacode.planning.order import Row, order_rows
 

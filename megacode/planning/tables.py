@@ -43,6 +43,7 @@ def render_plan(document: _Json, console: Console) -> None:
         _source_table(document),
         *_taken(document),
         *_forms(document),
+        *_masks(document),
         *render_cluster(document.get("gpus")),
         *render_scaling(document.get("scale")),
     ]
@@ -181,10 +182,22 @@ def _taken(document: _Json) -> list[RenderableType]:
 
 def _forms(document: _Json) -> list[RenderableType]:
     """Return a line on the sources that are read with fill in the middle."""
-    rows = {name: row for name, row in document["sources"].items() if row["form"]}
+    rows = {name: row for name, row in document["sources"].items() if "rate" in (row["form"] or {})}
     rates = {name: f"{row['form']['rate']:.0%} (SPM {row['form']['spm_rate']:.0%})" for name, row in rows.items()}
     forms = (f"{name} {rate}, {format_count(rows[name]['fim_tokens'])} tokens" for name, rate in rates.items())
     return [Text(f"fill in the middle: {'; '.join(forms)}", style="dim")] if rows else []
+
+
+def _masks(document: _Json) -> list[RenderableType]:
+    """Return a line on the sources of which only some tokens count in the loss."""
+    parts = []
+    for name, row in document["sources"].items():
+        form, read = row["form"] or {}, row["samples"] * document["seq_length"]
+        if "mask" in form or "packed" in form:
+            share = row["counted_tokens"] / read if read else 0.0
+            packed = ", packed windows" if "packed" in form else ""
+            parts.append(f"{name} {format_count(row['counted_tokens'])} of {format_count(read)} ({share:.0%}){packed}")
+    return [Text(f"tokens that count in the loss: {'; '.join(parts)}", style="dim")] if parts else []
 
 
 def _notes(document: _Json) -> RenderableType:

@@ -22,8 +22,9 @@ from megacode.base.files import Json, RunDir, write_json
 from megacode.checkpoint.ledger import Ledger
 from megacode.config.config_file import dump_config
 from megacode.data.loader import Loader
+from megacode.data.source_stream import SourceStream, window_tokens
 from megacode.data.tokenizer import load_tokenizer
-from megacode.data.windows import SourceStream, open_streams, window_tokens
+from megacode.data.windows import open_streams
 from megacode.mcore import gradient_norms, groups, optimizer
 from megacode.mcore.agreement import decided, prove_equal
 from megacode.mcore.build import build

@@ -47,7 +47,9 @@ def read_status(path: Path, now: float | None = None) -> Json:
         "state": state,
         "reason": reason,
         "progress": _progress(files, last),
-        "loss": _chosen(last, "iteration", "loss", "loss_by_source", "grad_norm", "learning_rate"),
+        "loss": _chosen(
+            last, "iteration", "loss", "loss_by_source", "counted_tokens_by_source", "grad_norm", "learning_rate"
+        ),
         "validation": _chosen(files.validation, "iteration", "loss", "loss_by_source", "reason"),
         "fp8": _fp8(files, last),
         "rates": _rates(files),

@@ -75,6 +75,9 @@ def _headline(document: Json) -> RenderableType:
     if document["loss"]:
         loss = document["loss"]
         grid.add_row("loss", f"{format_measured(loss['loss'], 4)}{_each(loss['loss_by_source'])}")
+        if counted := loss["counted_tokens_by_source"]:
+            each = ", ".join(f"{name} {tokens:,}" for name, tokens in counted.items())
+            grid.add_row("counted", f"{each} tokens of the last batch, by loss mask")
     if document["validation"]:
         held_out = document["validation"]
         each = _each(held_out["loss_by_source"])

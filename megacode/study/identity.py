@@ -163,7 +163,7 @@ def _withheld(spikes: Facts) -> Facts:
 
 
 def _of_phase(config: RunConfig, number: int) -> Facts:
-    """Return the settings that are learned from in one phase: FP8, optimizer, and the form of documents it draws."""
+    """Return the settings that are learned from in one phase: FP8, optimizer, and how it reads what it draws."""
     phase = config.phases[number]
     recipe, facts = config.fp8_in(phase), {}
     facts["fp8"] = recipe.model_dump(mode="json") if recipe else None
@@ -175,5 +175,7 @@ def _of_phase(config: RunConfig, number: int) -> Facts:
     if recipe and probe.every is not None and probe.policy == "fall_back":
         facts["health.fp8_probe"] = probe.model_dump(mode="json")
     # The link holds these as well, with all that belongs to them; here they name the setting where two states differ.
-    forms = {name: config.sources[name].fim_rate for name, weight in sorted(phase.blend.items()) if weight > 0}
-    return facts | {"fim_rate": {name: rate for name, rate in forms.items() if rate}}
+    drawn = {name: config.sources[name] for name, weight in sorted(phase.blend.items()) if weight > 0}
+    facts["fim_rate"] = {name: source.fim_rate for name, source in drawn.items() if source.fim_rate}
+    losses = {name: source.loss for name, source in drawn.items() if source.loss != "all"}
+    return facts | ({"loss": losses} if losses else {})

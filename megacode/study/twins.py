@@ -100,14 +100,16 @@ def _sources(full: Plan, config: RunConfig, ratio: Fraction, where: str) -> dict
                 Problem(what, where, f"add {name!r} to the full run, or remove it from the twin's settings")
             )
             continue
-        whole = windows(full.schedule.sizes[name].tokens, full.schedule.seq_length)
+        size = full.schedule.sizes[name]
+        whole = windows(size.tokens, full.schedule.seq_length, size.packed)
         # By the source alone, not by what an arm reads of it: arms of one twin scale share their trunks.
         kept = round(whole * ratio)
         if kept < 1:
             what = f"source {name!r} has {whole:,} windows, and the twin would keep none of them"
             problems.append(Problem(what, where, "use a larger part of the full run, or a smaller train.seq_length"))
-        # One token more than the windows hold: the last label.
-        found[name] = source.model_copy(update={"take": kept * length + 1, "max_epochs": _cap(config, name, kept)})
+        # One token more than the windows hold: the last label, which packed windows do not have.
+        take = kept * length + (not size.packed)
+        found[name] = source.model_copy(update={"take": take, "max_epochs": _cap(config, name, kept)})
     if problems:
         raise ConfigError(problems=problems)
     return found

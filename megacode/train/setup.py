@@ -27,8 +27,9 @@ from megacode.data.device_loader import DeviceLoader
 from megacode.data.indexed import bin_path, idx_path
 from megacode.data.loader import BatchSource, Loader
 from megacode.data.prefetch import Prefetch
+from megacode.data.source_stream import SourceStream
 from megacode.data.tokenizer import load_tokenizer
-from megacode.data.windows import SourceStream, open_streams
+from megacode.data.windows import open_streams
 from megacode.mcore import agreement, device, groups, nodes, te
 from megacode.mcore.agreement import code_digest
 from megacode.mcore.build import build

@@ -74,6 +74,11 @@ class Guard:
             # If the batch size has changed since, this iteration may read more samples than the entry names.
             self._withhold(result, self._entry.reason, self._interval.first_sample)
             return None
+        if not any(result.tokens_by_source):
+            # Not a failure, and the same at every start: loss masks left out every label of this batch.
+            where = self._interval.iteration
+            log.warning("iteration %d: no token counts in the loss; update skipped", where, extra=OF_ALL_RANKS)
+            return None
         if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
             log.warning(
                 "iteration %d: loss or gradient is not finite; update skipped",

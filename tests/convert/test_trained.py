@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from transformers import AutoModelForCausalLM
 
-from megacode.data.windows import SourceStream
+from megacode.data.source_stream import SourceStream
 from tests.limits import HANG
 
 ROOT = Path(__file__).resolve().parents[2]

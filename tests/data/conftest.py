@@ -67,9 +67,12 @@ def write_dataset(tmp_path: Path) -> Callable[..., str]:
 
 @pytest.fixture
 def make_config() -> Callable[..., RunConfig]:
-    """Make a run's config over data sets: `make_config({"text": prefix}, phases=[...], train={...}, ...)`."""
+    """Make a run's config over data sets: `make_config({"text": prefix}, phases=[...], train={...}, ...)`.
 
-    def make(sources: dict[str, str], **sections: Any) -> RunConfig:
+    In place of a prefix there may be all of a source's settings.
+    """
+
+    def make(sources: dict[str, Any], **sections: Any) -> RunConfig:
         train = {"seq_length": 8, "global_batch_size": 4, "micro_batch_size": 2, **sections.pop("train", {})}
         constant = {"schedule": "constant", "peak": 1e-3}
         blend = dict.fromkeys(sources, 1.0)
@@ -82,7 +85,9 @@ def make_config() -> Callable[..., RunConfig]:
                 "num_attention_heads": 1,
                 "vocab_size": 1000,
             },
-            "sources": {name: {"path": path} for name, path in sources.items()},
+            "sources": {
+                name: source if isinstance(source, dict) else {"path": source} for name, source in sources.items()
+            },
             "validation": {"fraction": 0.1, "samples": 3},
             "phases": [{"name": "first", "samples": 40, "blend": blend, "learning_rate": constant}],
             "train": train,

@@ -23,8 +23,9 @@ from megacode.data.indexed import IndexedDatasetWriter
 from megacode.data.loader import Loader
 from megacode.data.part_encoders import WholeParts, part_encoder
 from megacode.data.prefetch import Prefetch
+from megacode.data.source_stream import window_tokens
 from megacode.data.tokenizer import load_tokenizer
-from megacode.data.windows import open_source, open_streams, stream_sizes, window_tokens
+from megacode.data.windows import open_source, open_streams, stream_sizes
 from megacode.plan.batch import BatchSchedule
 from megacode.plan.phases import build_schedule, prove_past
 from megacode.planning.run_plan import plan_run

@@ -11,7 +11,7 @@ from megacode.config.config_file import validate
 from megacode.config.run import RunConfig
 from megacode.data.heldout_items import DOCUMENTS, build_items, heldout_documents
 from megacode.data.indexed import IndexedDatasetWriter
-from megacode.data.windows import SourceStream
+from megacode.data.source_stream import SourceStream
 
 
 class Letters:

@@ -14,8 +14,9 @@ from megacode.checkpoint.ledger import Ledger
 from megacode.cli.plans import _show_samples, _show_texts
 from megacode.config.config_file import validate
 from megacode.data.preprocess import PreprocessJob, preprocess
+from megacode.data.source_stream import window_tokens
 from megacode.data.tokenizer import load_tokenizer
-from megacode.data.windows import open_source, source_sizes, window_tokens
+from megacode.data.windows import open_source, source_sizes
 from megacode.plan.phases import build_schedule
 from megacode.planning.order import order_rows, seen_rows, seen_rows_by_id
 from megacode.planning.sample_text import decoded, decoded_rows, shortened, visible

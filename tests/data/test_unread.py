@@ -10,9 +10,9 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from megacode.config.model import TokenizerConfig
 from megacode.data.indexed import IndexedDatasetWriter
+from megacode.data.source_stream import SourceStream
 from megacode.data.tokenizer import Tokenizer, load_tokenizer
 from megacode.data.unread import SHARED_BYTES, Unread
-from megacode.data.windows import SourceStream
 
 WORDS = [f"{a}{b}{c}" for a in "kltmn" for b in ("aba", "ode", "ifu", "uga") for c in ("ro", "la", "ni")]
 SHARED = "licensed under terms that every file repeats word for word"

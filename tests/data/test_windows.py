@@ -13,8 +13,9 @@ from megacode.base.errors import ConfigError, DataError
 from megacode.config.model import TokenizerConfig
 from megacode.data import manifest as manifests
 from megacode.data.indexed import IndexedDatasetWriter, bin_path
+from megacode.data.source_stream import SourceStream
 from megacode.data.tokenizer import load_tokenizer
-from megacode.data.windows import SourceStream, open_streams, source_sizes, stream_sizes, vocabulary_size
+from megacode.data.windows import open_streams, source_sizes, stream_sizes, vocabulary_size
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -66,6 +66,7 @@ def test_every_effect_is_known_in_one_way() -> None:
         ("train.batch_ramp", "batch size"),
         ("tokenizer", "tokenizer, document form"),
         ("sources.code.fim_rate", "document form"),
+        ("sources.code.loss", "document form"),
         ("evaluate", "measurement"),
         ("sources.text", "future data, document form"),
         ("health.hang_timeout", "bookkeeping"),

@@ -180,6 +180,7 @@ CHANGES: dict[str, Document] = {
     },
     "sources.*.fim_rate": {"tokenizer": NO_TOKENIZER, "sources": {"code": {"fim_rate": 0.5}}},
     "sources.*.fim_spm_rate": {"tokenizer": NO_TOKENIZER, "sources": {"code": {"fim_rate": 0.5, "fim_spm_rate": 0.1}}},
+    "sources.*.loss": {"sources": {"code": {"loss": "answers"}}},
     **{
         f"train.{key}": {"train": {key: value}}
         for key, value in {

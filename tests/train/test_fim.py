@@ -17,9 +17,10 @@ import yaml
 from megacode.base.files import RunDir
 from megacode.config.config_file import load_config
 from megacode.data.indexed import IndexedDatasetWriter
+from megacode.data.source_stream import window_tokens
 from megacode.data.tokenizer import HuggingFaceTokenizer
 from megacode.data.train_tokenizer import train_tokenizer
-from megacode.data.windows import open_source, window_tokens
+from megacode.data.windows import open_source
 from megacode.metrics.reader import read_metrics
 from megacode.planning.run_plan import make_plan
 from megacode.replay.retrain import replay

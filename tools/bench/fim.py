@@ -26,9 +26,9 @@ from megacode.data.fim import FillInMiddle
 from megacode.data.fim_tokens import find_sentinels
 from megacode.data.indexed import IndexedDatasetWriter
 from megacode.data.part_encoders import PartEncoder, WholeParts, part_encoder
+from megacode.data.source_stream import SourceStream, window_tokens
 from megacode.data.tokenizer import HuggingFaceTokenizer
 from megacode.data.train_tokenizer import train_tokenizer
-from megacode.data.windows import SourceStream, window_tokens
 
 LENGTH = 8192
 

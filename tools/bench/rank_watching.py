@@ -11,7 +11,7 @@ from typing import Any
 
 from meeting import count
 
-from megacode.data import block_hashes, windows
+from megacode.data import block_hashes, source_stream
 from megacode.train.watchdog import Pace
 
 # uint16, as for all vocabularies below 65,500. Larger ones take 4 bytes.
@@ -22,7 +22,7 @@ _EXCHANGES = 5  # of a meeting: report, time, clock, all-reduce, last
 def checked_bytes() -> int:
     """Return the bytes that checking one source reads: sampled blocks of two files, and of the tokens."""
     blocks = 2 * block_hashes._SAMPLED * block_hashes._SAMPLE_BYTES
-    return blocks + windows._CHECKED_BLOCKS * windows._CHECKED_TOKENS * _TOKEN_BYTES
+    return blocks + source_stream._CHECKED_BLOCKS * source_stream._CHECKED_TOKENS * _TOKEN_BYTES
 
 
 def row(ranks: int, ranks_a_node: int, sources: int) -> dict[str, Any]:
