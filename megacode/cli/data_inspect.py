@@ -55,7 +55,8 @@ def inspect(prefix: str, tokenizer_path: str, documents: int, verify: bool, cons
     if tokenizer_path:  # decoding with another tokenizer would show plausible nonsense: compare hashes first
         tokenizer = load_tokenizer(tokenizer_at(tokenizer_path))
         manifests.check_tokenizer(prefix, manifest, tokenizer.hash)
-        console.print(_document_ends(data, tokenizer), soft_wrap=True)
+        if manifest is None or manifest.chat is None:  # a template ends conversations in its own way
+            console.print(_document_ends(data, tokenizer), soft_wrap=True)
         _show_documents(data, open_ids(prefix, data.documents), tokenizer, documents, console)
 
 
