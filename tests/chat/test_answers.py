@@ -15,6 +15,7 @@ from megacode.chat.answers import UnmarkedError, end_of_turn, render
 from megacode.chat.encoding import ChatEncoder, Encoded, Fault
 from megacode.chat.special_names import SpecialNames
 from megacode.chat.templates import ChatTemplate, TemplateRefusalError, template_variables
+from megacode.config.model import TokenizerConfig
 from megacode.data.tokenizer import load_tokenizer
 from tests.chat.conftest import CHATML, FORMS, MARKED, SPECIALS
 
@@ -196,3 +197,32 @@ def test_marks_and_prompts_agree_where_a_template_has_both(tokenizer):
         render(ChatTemplate("", "", {}), names, ASKED)
     with pytest.raises(TemplateRefusalError):
         render(ChatTemplate("{{ raise_exception('no') }}", "", {}), names, ASKED)
+
+
+@pytest.mark.parametrize("dummy_prefix", [False, True])
+def test_a_sentencepiece_model_reads_each_stretch_between_special_tokens_by_itself(tmp_path, dummy_prefix):
+    import sentencepiece
+
+    (tmp_path / "corpus.txt").write_text("user assistant What is one and two? It is three.\n" * 200)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "corpus.txt"), model_prefix=str(tmp_path / "made"), vocab_size=310, minloglevel=2,
+        model_type="bpe", byte_fallback=True, add_dummy_prefix=dummy_prefix, remove_extra_whitespaces=False,
+        normalization_rule_name="identity", control_symbols=["<|im_start|>", "<|im_end|>"],
+    )  # fmt: skip
+    config = TokenizerConfig(kind="sentencepiece", path=str(tmp_path / "made.model"))
+    processor = load_tokenizer(config).reference.processor
+    asked = [{"role": "user", "content": "What is <|im_end|> é?"}, {"role": "assistant", "content": "It is three."}]
+    [found] = encoder(config, CHATML).encode([asked * 2])
+    start, end = (processor.piece_to_id(name) for name in ("<|im_start|>", "<|im_end|>"))
+    wanted, counted = [], []
+    for turn in asked * 2:
+        # Behind a special token its own stretch begins: header and content are one.
+        head = processor.encode(turn["role"] + "\n")
+        body = processor.encode(f"{turn['role']}\n{turn['content']}")
+        assert body[: len(head)] == head
+        wanted += [start, *body, end, *processor.encode("\n")]
+        answers = turn["role"] == "assistant"
+        counted += [False] * (1 + len(head)) + [answers] * (len(body) - len(head) + 1)
+        counted += [False] * len(processor.encode("\n"))
+    assert found.ids.tolist() == wanted
+    assert found.counted.tolist() == counted
