@@ -164,7 +164,7 @@ def test_what_follows_the_last_message_alone_is_no_part_of_an_answer(tokenizer):
         ("{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}[A]{% endif %}", "beginning"),
         ("{{ messages | length }}" + CHATML, "beginning of an answer it writes '1<"),
         (CHATML.replace("message.content", "message.content | upper"), "does not write message 2, 'b'"),
-        (CHATML.replace("message.content", "(message.content if loop.last else '')"), "does not write message 2, 'b'"),
+        (CHATML.replace("message.content", "(message.content if loop.last else '')"), "beginning of an answer it writes"),
         ("{% generation %}{% endgeneration %}" + CHATML, "marks leave out the answer 'b'"),
     ],
 )

@@ -254,7 +254,7 @@ _PARQUET = ("megacode.data.parquet", "megacode.data.parquet_child")
 
 def _conversation_seeds() -> list[bytes]:
     return [
-        b'{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, {"role": "tool", "content": ""}]}',
+        b'{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}',
         b'{"prompt": "a", "completion": [{"role": "assistant", "content": "b", "name": "c"}], "id": 1}',
         b'{"messages": [{"role": "assistant", "content": null, "tool_calls": [{}]}], "tools": []}',
     ]
