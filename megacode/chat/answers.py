@@ -138,9 +138,12 @@ def end_of_turn(template: ChatTemplate, specials: Sequence[str]) -> str | None:
     """
     names = SpecialNames(specials)
     example = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good morning"}]
-    try:
-        found = render(template, names, example)
-    except (ValueError, UnmarkedError):
-        return None
-    last = found.text[found.answers[-1][1] - 1] if found.answers else ""
-    return names.full(last) if last and WRITTEN.match(last) else None
+    # Some templates want a system message, and some refuse one.
+    for messages in (example, [{"role": "system", "content": "Be brief."}, *example]):
+        try:
+            found = render(template, names, messages)
+        except (ValueError, UnmarkedError):
+            continue
+        last = found.text[found.answers[-1][1] - 1] if found.answers else ""
+        return names.full(last) if WRITTEN.match(last) else None
+    return None

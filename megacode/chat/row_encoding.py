@@ -8,10 +8,12 @@ import signal
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
 from megacode.base.child_processes import end_with
+from megacode.base.errors import DataError
 from megacode.chat.conversations import Message, messages_of
 from megacode.chat.encoding import ChatEncoder, Encoded, Fault, Loss
 from megacode.chat.templates import ChatTemplate
@@ -80,6 +82,9 @@ def encode_records(
 
     Yields:
         records, the number of the first of their rows that was encoded, and the result; in order.
+
+    Raises:
+        DataError: a process was ended from outside.
     """
     batches = ((records, first) for records in reader for first in range(0, max(1, len(records.rows)), _ROWS))
     if processes == 1:
@@ -100,6 +105,9 @@ def encode_records(
                 yield done, place, future.result()
         for done, place, future in waiting:
             yield done, place, future.result()
+    except BrokenProcessPool:
+        what = "a process that encodes conversations was ended from outside, as by a system without memory"
+        raise DataError(what, "--workers", "give fewer --workers, or more memory") from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

@@ -122,6 +122,13 @@ def test_what_ends_a_turn_is_found(tokenizer, form):
     assert end_of_turn(ChatTemplate(template, "", template_variables(loaded)), loaded.specials) == end
 
 
+def test_a_template_that_wants_a_system_message_shows_its_end_too(tokenizer):
+    wants = "{% if messages[0].role != 'system' %}{{ raise_exception('no system message') }}{% endif %}" + CHATML
+    specials = load_tokenizer(tokenizer).specials
+    assert end_of_turn(ChatTemplate(wants, "", {}), specials) == "<|im_end|>"
+    assert end_of_turn(ChatTemplate("{{ raise_exception('no') }}", "", {}), specials) is None
+
+
 def test_all_counts_every_token(tokenizer):
     [found] = encoder(tokenizer, CHATML, "all", append_eod=True).encode([[{"role": "user", "content": "a"}]])
     assert found.counted.all()
@@ -164,7 +171,10 @@ def test_what_follows_the_last_message_alone_is_no_part_of_an_answer(tokenizer):
         ("{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}[A]{% endif %}", "beginning"),
         ("{{ messages | length }}" + CHATML, "beginning of an answer it writes '1<"),
         (CHATML.replace("message.content", "message.content | upper"), "does not write message 2, 'b'"),
-        (CHATML.replace("message.content", "(message.content if loop.last else '')"), "beginning of an answer it writes"),
+        (
+            CHATML.replace("message.content", "(message.content if loop.last else '')"),
+            "beginning of an answer it writes",
+        ),
         ("{% generation %}{% endgeneration %}" + CHATML, "marks leave out the answer 'b'"),
     ],
 )

@@ -176,6 +176,23 @@ def test_several_processes_and_files_make_the_same_bytes(make, tokenizer, tmp_pa
         assert (tmp_path / f"two.{end}").read_bytes() == (tmp_path / f"set.{end}").read_bytes()
 
 
+@pytest.mark.slow
+def test_a_process_that_is_killed_is_said_and_leaves_nothing(make, tmp_path, monkeypatch):
+    begun = row_encoding.ProcessPoolExecutor
+
+    class Killed(begun):
+        """A pool whose first process is killed when it has its first work."""
+
+        def submit(self, *work: Any) -> Any:
+            future = super().submit(*work)
+            next(iter(self._processes.values())).kill()
+            return future
+
+    monkeypatch.setattr(row_encoding, "ProcessPoolExecutor", Killed)
+    assert "ended from outside" in refusal(lambda: make(ROWS, workers=1 + 1))
+    assert left_in(tmp_path) == []
+
+
 def test_parquet_is_read_as_lines_are(make, tokenizer, tmp_path):
     import pyarrow
     from pyarrow import parquet
