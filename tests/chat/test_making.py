@@ -214,7 +214,7 @@ def test_long_conversations_are_counted_and_refused_without_a_flag(make, tmp_pat
     rows = [*ROWS, LONG, LONG_ANSWER]
     told = refusal(lambda: make(rows, pack=32))
     assert "2 of 7 conversations are longer than 32 tokens; the longest has " in told
-    assert "set.jsonl:7" in told
+    assert "set.jsonl:6" in told
     assert "--truncate" in told
     assert "--drop-long" in told
     assert left_in(tmp_path) == []
@@ -353,7 +353,7 @@ def test_data_sets_of_one_template_can_be_merged(make, tmp_path):
     made = merge([str(tmp_path / "one"), str(tmp_path / "two")], str(tmp_path / "both"))
     assert made.chat == one["manifest"].chat
     assert read_back(tmp_path / "both")["counted"].tolist() == [*one["counted"], *two["counted"]]
-    (tmp_path / "other.jinja").write_text(CHATML + " ")
+    (tmp_path / "other.jinja").write_text(CHATML + "{# the same, in another file #}")
     make(ROWS, name="three", pack=64, chat_template=str(tmp_path / "other.jinja"))
     told = refusal(lambda: merge([str(tmp_path / "one"), str(tmp_path / "three")], str(tmp_path / "x")))
     assert "different values of chat" in told
@@ -392,7 +392,7 @@ def test_a_kill_leaves_no_data_set_that_can_be_read_and_the_next_call_makes_it(m
         return subprocess.run([sys.executable, "-c", KILLED, *map(str, given)], capture_output=True, text=True)
 
     events = int(attempt(0, "quiet").stdout)
-    assert events > 20
+    assert events > 10
     for at in np.linspace(2, events, 8).astype(int).tolist():
         name = f"killed{at}"
         assert attempt(at, name).returncode == -signal.SIGKILL
