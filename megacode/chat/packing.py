@@ -5,7 +5,7 @@ least room that still holds it, or to a new one. It needs at most 11/9 of the fe
 in practice padding stays below a per cent where there are short conversations to fill gaps with.
 
 The window with the least sufficient room is found in constant time, in two levels of bits by the tokens of room. So n
-conversations take n steps whatever the length of a window, and some 100 bytes each. Nothing but lengths, their order
+conversations take n steps whatever the length of a window, and some 60 bytes each. Nothing but lengths, their order
 and the seed decides the result.
 
 Source: D. S. Johnson, Near-optimal bin packing algorithms, PhD thesis, MIT, 1973, chapter 2 (the bound of 11/9).

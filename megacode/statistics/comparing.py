@@ -19,7 +19,7 @@ import numpy as np
 
 from megacode.base.errors import ConfigError
 from megacode.statistics.arms import Arm
-from megacode.statistics.differences import ScoreDifference, difference, own_variance, seed_covariance
+from megacode.statistics.differences import ScoreDifference, covariance_of, difference, own_variance
 from megacode.statistics.families import DRAWS, benjamini_hochberg, holm, single_step, smallest_p_values
 from megacode.statistics.power import POWER, smallest_visible
 from megacode.statistics.quantities import Results, tabulate
@@ -168,13 +168,7 @@ def _max_t(
 
 def _correlation(results: Results, differences: Sequence[ScoreDifference]) -> np.ndarray:
     """Return float64[K, K], the correlation of differences through shared items and shared seeds."""
-    covariance = seed_covariance(results, differences)
-    tasks = dict.fromkeys(task for one in differences for task, _ in results.quantities[one.quantity].keys)
-    # Task by task: items of different tasks are independent, and each task has its own number of clusters.
-    for task in tasks:
-        rows = np.array([one.deviations(results, task) for one in differences if one.has(results, task)])
-        which = [i for i, one in enumerate(differences) if one.has(results, task)]
-        covariance[np.ix_(which, which)] += rows @ rows.T
+    covariance = covariance_of(results, differences)
     scale = np.sqrt(np.diag(covariance))
     return covariance / np.outer(scale, scale)
 

@@ -197,6 +197,18 @@ def seed_covariance(results: Results, differences: Sequence[ScoreDifference]) ->
     return np.asarray(common[np.ix_(place, place)] * shares * np.outer(seen, seen), dtype=np.float64)
 
 
+def covariance_of(results: Results, differences: Sequence[ScoreDifference]) -> np.ndarray:
+    """Return float64[K, K], the covariance of differences through shared items and shared seeds."""
+    covariance = seed_covariance(results, differences)
+    tasks = dict.fromkeys(task for one in differences for task, _ in results.quantities[one.quantity].keys)
+    # Task by task: items of different tasks are independent, and each task has its own number of clusters.
+    for task in tasks:
+        rows = np.array([one.deviations(results, task) for one in differences if one.has(results, task)])
+        which = [i for i, one in enumerate(differences) if one.has(results, task)]
+        covariance[np.ix_(which, which)] += rows @ rows.T
+    return covariance
+
+
 def _seed_residuals(results: Results, number: int, same: bool) -> np.ndarray:
     scores = [results.scores(i, results.quantities[number]) for i in range(len(results.arms))]
     return residuals(np.array(scores)).ravel() if same else np.concatenate([one - one.mean() for one in scores])

@@ -232,6 +232,7 @@ def _warnings(grid: Grid, study: Study) -> Iterator[str]:
             "schedule times the decay"
         )
     used = {use.phase for arm in study.arms for use in study.uses(arm)}
+    used |= {use.phase for levels in study.factors.values() for one in levels.values() for use in one.further_phases}
     unused = [name for name in study.phases if name not in used]
     if unused:
         yield f"{', '.join(unused)}: no arm uses these phases"

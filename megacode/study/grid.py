@@ -23,7 +23,7 @@ from megacode.planning.run_plan import Plan, SourceSizes, make_plan, read_sizes
 from megacode.study.first_weights import start_of
 from megacode.study.identity import LearnedPast
 from megacode.study.merging import Merging, merging_of
-from megacode.study.schema import THE_FACTOR, Level, Study
+from megacode.study.schema import THE_FACTOR, Level, PhaseUse, Study
 from megacode.study.settings import nested, phases_of, seeds_of, slug
 from megacode.study.twins import twin_of
 from megacode.study.working_directory import advised
@@ -186,13 +186,14 @@ class _Builder:
         """Make the cells of an arm at its levels, one for each seed."""
         chosen = [(factor, name, self.study.factors[factor][name]) for factor, name in levels.items()]
         cut = next(((factor, name, level) for factor, name, level in chosen if level.twin is not None), None)
-        config = self._config(arm, self._full_levels(chosen, own=True))
+        uses = self.study.uses(arm, levels)
+        config = self._config(arm, uses, self._full_levels(chosen, own=True))
         full = None
         if cut is not None:
             factor, name, level = cut
             # The full run may have its model at a level of its own, such as 470m; its order of data needs none.
             lent = config.model.model_dump(exclude_none=True)
-            full = self._plan(self._config(arm, self._full_levels(chosen, own=False), lent))
+            full = self._plan(self._config(arm, uses, self._full_levels(chosen, own=False), lent))
             assert level.twin is not None
             config = twin_of(full, config, level.twin, f"{self.file}: factors.{factor}.{name}.twin")
         # Validated once; seeds, names and directories break no rule.
@@ -241,11 +242,15 @@ class _Builder:
         return found
 
     def _config(
-        self, arm: str, levels: list[tuple[str, Mapping[str, Any]]], model: Mapping[str, Any] | None = None
+        self,
+        arm: str,
+        uses: Sequence[PhaseUse],
+        levels: list[tuple[str, Mapping[str, Any]]],
+        model: Mapping[str, Any] | None = None,
     ) -> RunConfig:
-        """Return the config of an arm; with this model if it sets none itself."""
+        """Return the config of an arm that uses these phases; with this model if it sets none itself."""
         settings = [("set", self.study.set), (f"arms.{arm}.set", self.study.arms[arm].set), *levels]
-        phases = phases_of(self.study, arm, [one for _, one in settings])
+        phases = phases_of(self.study, uses, [one for _, one in settings])
         drawn = {source for phase in phases for source in _names(phase.get("blend"))}
         own: dict[str, Any] = {"name": slug(f"{self.study.name}-{arm}"), "phases": phases}
         own["sources"] = {name: source for name, source in self.study.sources.items() if name in drawn}
@@ -294,7 +299,7 @@ class _Builder:
 
     def _placed(self, error: MegacodeError, arm: str, levels: Levels) -> MegacodeError:
         """Return an error whose places are those of the study file."""
-        uses = self.study.uses(arm)
+        uses = self.study.uses(arm, levels)
         # A plan error names a phase, which several arms may share; the arm tells which use of it fails.
         of_phases = isinstance(error, PlanError)
         said = f"arm {arm!r}" + (f" at {', '.join(levels.values())}" if levels else "")

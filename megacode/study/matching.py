@@ -88,7 +88,8 @@ def _by_training(cell: Cell) -> dict[str, list[int]]:
 def _proof(study: Study, claim: Match, cells: list[Cell], where: str) -> Proof:
     problems: list[Problem] = []
     counts: dict[str, Counts] = {}
-    if claim.end is not None:
+    # Phases that a level adds come after the ends that are claimed to be alike.
+    if claim.end is not None and study.uses(cells[0].arm) == study.uses(cells[0].arm, cells[0].levels):
         counts = {cell.name: _last_counts(cell) for cell in cells}
         for cell in cells:
             problems += _end_problems(study, cells[0], cell, claim.end, f"{where}.end")
@@ -105,7 +106,7 @@ def _last_counts(cell: Cell) -> Counts:
 
 def _end_problems(study: Study, first: Cell, cell: Cell, end: str, where: str) -> Iterator[Problem]:
     # In a run's config the second use of a phase has a name of its own: `cooldown-2`.
-    named = study.uses(cell.arm)[-1].phase
+    named = study.uses(cell.arm, cell.levels)[-1].phase
     if named != end:
         fix = f"end {cell.arm!r} with {end!r}, or leave it out of the claim"
         yield Problem(f"{cell.name!r} ends with {named!r}, not with {end!r}", where, fix)
@@ -195,7 +196,7 @@ def _fix(study: Study, cell: Cell, wanted: Counts) -> str:
     # Second names are left out: they would make each phase of their arm look shared.
     uses = [use.phase for arm in study.arms.values() if arm.same_as is None for use in arm.named_phases]
     changes = []
-    for phase, was, use in zip(found, cell.plan.config.phases, study.uses(cell.arm), strict=True):
+    for phase, was, use in zip(found, cell.plan.config.phases, study.uses(cell.arm, cell.levels), strict=True):
         if phase != was:
             blend = "" if phase.blend == was.blend else f", blend: {_flow(phase.blend)}"
             # A phase that others use must stay as it is for them.

@@ -239,7 +239,7 @@ def placed_document(grid: Grid, arm: str, found: Sequence[Placed]) -> dict[str, 
     cell = grid.of(arm)[0]
     document: dict[str, Any] = {"phases": {}, "arms": {}, "match": [], "unchanged": []}
     # The phases as the run has them, and as the study names them: `text-2` may be the second use of `text`.
-    known = list(zip(cell.plan.config.phases, grid.study.uses(arm), strict=True))
+    known = list(zip(cell.plan.config.phases, grid.study.uses(arm, cell.levels), strict=True))
     for one in found:
         # Blends that are already sorted this way; the same training under a second name would be refused.
         if one.phase_counts == [_present(plan.counts) for plan in cell.plan.schedule.phases]:

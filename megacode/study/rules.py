@@ -88,6 +88,24 @@ def arms_use_known_phases(study: Study) -> Iterator[Problem]:
             if phase not in study.phases:
                 where = f"arms.{name}.phases[{number}]"
                 yield Problem(f"there is no phase {phase!r}", where, did_you_mean(phase, list(study.phases)))
+    for factor, levels in study.factors.items():
+        for level, one in levels.items():
+            for number, used in enumerate(one.further_phases):
+                if used.phase not in study.phases:
+                    where = f"factors.{factor}.{level}.then[{number}]"
+                    fix = did_you_mean(used.phase, list(study.phases))
+                    yield Problem(f"there is no phase {used.phase!r}", where, fix)
+
+
+def levels_continue_what_can_be_continued(study: Study) -> Iterator[Problem]:
+    """An arm that a level continues ends with a trained state, not with a mean of checkpoints."""
+    for factor, levels in study.factors.items():
+        for level, one in levels.items():
+            merged = [name for name, arm in study.arms.items() if arm.anneal and name in (one.only or study.arms)]
+            if one.then and merged:
+                what = f"{merged[0]!r} ends with a mean of checkpoints, which has no optimizer to train on with"
+                fix = f"list the arms that are continued under only, without {merged[0]!r}"
+                yield Problem(what, f"factors.{factor}.{level}.then", fix)
 
 
 def phases_are_written_without_a_name(study: Study) -> Iterator[Problem]:
@@ -222,7 +240,8 @@ def settings_are_the_arms_own(study: Study) -> Iterator[Problem]:
             # A factor that is a key has no `set` of its own in the file.
             keys = [factor if key == THE_FACTOR else key for key in level.set]
             where = f"factors.{factor}" if THE_FACTOR in level.set else f"factors.{factor}.{name}.set"
-            yield from _settings(study, keys, where, _used(study, arms))
+            further = frozenset(use.phase for use in level.further_phases)
+            yield from _settings(study, keys, where, _used(study, arms) | further)
 
 
 def _used(study: Study, arms: Iterable[str]) -> frozenset[str]:
@@ -311,6 +330,7 @@ RULES: tuple[Rule, ...] = (
     an_arm_has_phases_or_is_a_second_name,
     a_merged_end_has_one_length,
     arms_use_known_phases,
+    levels_continue_what_can_be_continued,
     phases_are_written_without_a_name,
     first_weights_come_from_somewhere,
     counterparts_are_arms_of_the_paper,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fractions import Fraction
 from math import inf
 from typing import Annotated, Any, Literal
@@ -77,6 +78,10 @@ Use = Annotated[
     Annotated[str, Tag("as-name")] | Annotated[PhaseUse, Tag("as-use")],
     Discriminator(lambda value: "as-name" if isinstance(value, str) else "as-use"),
 ]
+
+
+def _uses(written: tuple[str | PhaseUse, ...]) -> tuple[PhaseUse, ...]:
+    return tuple(PhaseUse(phase=use) if isinstance(use, str) else use for use in written)
 
 
 class ArmInit(Frozen):
@@ -156,7 +161,7 @@ class StudyArm(Frozen):
     @property
     def named_phases(self) -> tuple[PhaseUse, ...]:
         """The phases that it uses, in order."""
-        return tuple(PhaseUse(phase=use) if isinstance(use, str) else use for use in self.phases or ())
+        return _uses(self.phases or ())
 
 
 class Level(Frozen):
@@ -167,12 +172,19 @@ class Level(Frozen):
         only: the arms that it is crossed with; absent: all.
         twin: train this part of the full run, with sources cut alike, so that each is repeated as often.
         of: with `twin`: the level that is the full run; absent: the arm without this level.
+        then: phases that every arm is continued with at this level, after its own; such as the same fine-tuning.
     """
 
     set: dict[str, Any] = {}
     only: tuple[str, ...] | None = None
     twin: Annotated[Fraction, PlainValidator(_read_part)] | None = None
     of: str | None = None
+    then: tuple[Use, ...] = ()
+
+    @property
+    def further_phases(self) -> tuple[PhaseUse, ...]:
+        """The phases of `then`."""
+        return _uses(self.then)
 
 
 class Match(Frozen):
@@ -255,6 +267,8 @@ class Study(Frozen):
         """Return the arm whose training an arm is: itself, or what it is a second name for."""
         return self.arms[arm].same_as or arm
 
-    def uses(self, arm: str) -> tuple[PhaseUse, ...]:
-        """Return the phases of an arm."""
-        return self.arms[self.original(arm)].named_phases
+    def uses(self, arm: str, levels: Mapping[str, str] | None = None) -> tuple[PhaseUse, ...]:
+        """Return the phases of an arm, at some levels by factor with those that these add."""
+        own = self.arms[self.original(arm)].named_phases
+        further = (self.factors[factor][level].further_phases for factor, level in (levels or {}).items())
+        return (*own, *(use for uses in further for use in uses))

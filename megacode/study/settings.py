@@ -9,7 +9,7 @@ from typing import Any
 
 from megacode.config.config_file import merge
 from megacode.config.run import RunConfig
-from megacode.study.schema import Study
+from megacode.study.schema import PhaseUse, Study
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
 
@@ -34,17 +34,17 @@ def slug(name: str) -> str:
     return plain or "arm"
 
 
-def phases_of(study: Study, arm: str, settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the phases of an arm as a run's config has them; one that is used again gets a number.
+def phases_of(study: Study, uses: Sequence[PhaseUse], settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return phases of a study as a run's config has them; one that is used again gets a number.
 
     Args:
         study: the study.
-        arm: of it.
+        uses: its phases that are used, in order.
         settings: dotted, the last with the last word; those of phases are laid over them.
     """
     found, taken = [], set[str]()
     # The second use of a phase needs a name of its own: a run's config refuses two phases of one name.
-    for use in study.uses(arm):
+    for use in uses:
         known = {*taken, *study.phases} if use.phase in taken else taken
         own = free_name(use.phase, known)
         taken.add(own)

@@ -13,6 +13,7 @@ from megacode.study_report.next_arms import law_of
 from megacode.study_report.results import StudyResults, read_results
 from megacode.study_report.scored import compare_arms
 from megacode.study_report.shapes import StudyReport
+from megacode.study_report.survival import survivals
 
 LEVEL = 0.95
 
@@ -39,6 +40,7 @@ def document_of(results: StudyResults, level: float = LEVEL, without: Sequence[s
     models, arms = rows.model_rows(results, flags), rows.arm_rows(results, flags)
     scored = compare_arms(results, level, without)
     places = list(dict.fromkeys(arm["place"] for arm in arms))
+    survival, unmatched = survivals(results, level, without)
     overlaps = rows.contamination_rows(results)
     return {
         "study": _study(results),
@@ -46,7 +48,7 @@ def document_of(results: StudyResults, level: float = LEVEL, without: Sequence[s
         "baseline": results.study.baseline,
         "seeds": list(results.study.seeds),
         "complete": all(model["state"] == "scored" for model in models),
-        "missing": limits.missing(results, models, scored),
+        "missing": [*limits.missing(results, models, scored), *unmatched],
         "notes": scored.notes,
         "left_out": scored.left_out,
         "arms": arms,
@@ -55,6 +57,7 @@ def document_of(results: StudyResults, level: float = LEVEL, without: Sequence[s
         "metrics": scored.metrics,
         "scores": scored.scores,
         "comparisons": scored.comparisons,
+        "survival": survival,
         "headlines": curves.headlines(results, scored, places),
         "paper": beside.paper_rows(results),
         "paper_notes": beside.paper_notes(),

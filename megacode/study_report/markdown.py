@@ -19,7 +19,7 @@ from megacode.study_report.printed import (
     score_lines,
     score_text,
 )
-from megacode.study_report.sections import laws
+from megacode.study_report.sections import laws, survival
 from megacode.study_report.sections.lookup import ReportIndex
 from megacode.study_report.shapes import ComparisonRow, MetricRow, ModelRow, StudyReport
 
@@ -39,6 +39,7 @@ def render_markdown(document: StudyReport, directory: Path | None = None) -> str
         _headlines(document),
         *(_scores(lookup, place) for place in lookup.places),
         *(_differences(document, family, said) for family, said in families(document)),
+        _survival(document),
         _tasks(lookup),
         _paper(document),
         _exposure(document),
@@ -188,6 +189,12 @@ def _forgetting(document: StudyReport) -> str:
     rows = [[row["arm"], row["phase"], row["source"], f"{row['value']:+.4f}"] for row in document["forgetting"]]
     said = "Loss on held-out documents at the end of a phase, minus the best before it, in nats per token."
     return f"## What phases forget\n\n{_table(['arm', 'phase', 'source', 'change'], rows)}\n\n{said}" if rows else ""
+
+
+def _survival(document: StudyReport) -> str:
+    index = ReportIndex(document)
+    rows = [list(line.values()) for line in survival.survival_table(index)]
+    return f"## The gain that survives\n\n{_table(survival.HEAD, rows)}\n\n{survival.NOTE}" if rows else ""
 
 
 def _contamination(document: StudyReport) -> str:

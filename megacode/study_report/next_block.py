@@ -56,7 +56,7 @@ class BlockWriter:
     def notes(self, block: Block) -> list[str]:
         """Return what must be added by hand: settings of levels for the phase that a block replaces."""
         # A level's settings name phases, and cannot know the new one.
-        old = self._study.uses(self._like.cell.original)[self._like.phase].phase
+        old = self._study.uses(self._like.cell.original, self._like.cell.levels)[self._like.phase].phase
         (new,) = block["phases"]
         return [
             f"factors.{factor}.{level}.set has {key}: add phases.{new}.{key.split('.', 2)[2]} beside it"

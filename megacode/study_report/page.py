@@ -10,7 +10,7 @@ from urllib.parse import quote
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 import megacode
-from megacode.study_report.sections import amounts, closing, effects, laws, reading, stretches, tasks, trunks
+from megacode.study_report.sections import amounts, closing, effects, laws, reading, stretches, survival, tasks, trunks
 from megacode.study_report.sections.lookup import ReportIndex
 from megacode.study_report.shapes import StudyReport
 
@@ -60,6 +60,10 @@ def page(document: StudyReport) -> dict[str, Any]:
         "headlines": effects.headlines(index),
         "forest": effects.forest_figure(index),
         "score_table": effects.score_table(index),
+        "survival": survival.survival_figure(index),
+        "survival_head": survival.HEAD,
+        "survival_rows": survival.survival_table(index),
+        "survival_note": survival.NOTE,
         "paper_gains": closing.paper_gains(index),
         "paper_notes": document["paper_notes"] if document["paper"] else [],
         "amounts": any(figure.drawings for figure in [*proportions, *paretos]),

@@ -54,7 +54,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class _Group:
+class ScoredGroup:
     """Arms of one place that were scored by the same suites."""
 
     place: tuple[str, ...]
@@ -86,7 +86,7 @@ def compare_arms(results: StudyResults, level: float, without: Sequence[str] = (
         DataError: score files are damaged, or cannot be compared.
     """
     scored = Scored()
-    for group in _groups(results):
+    for group in scored_groups(results):
         _add(scored, results, group, level, without)
     if scored.tasks:
         check_left_out(without, sorted(scored.tasks))
@@ -100,7 +100,8 @@ def compare_arms(results: StudyResults, level: float, without: Sequence[str] = (
     return scored
 
 
-def _groups(results: StudyResults) -> Iterator[_Group]:
+def scored_groups(results: StudyResults) -> Iterator[ScoredGroup]:
+    """Yield the arms of each place that are scored by the same suites."""
     cells = [cell for cell in results.tree.grid.cells if cell.arm == cell.original]
     for place in dict.fromkeys(cell.place for cell in cells):
         here = [cell for cell in cells if cell.place == place and results.end(cell) is not None]
@@ -109,10 +110,10 @@ def _groups(results: StudyResults) -> Iterator[_Group]:
         everyone = [cell for cell in here if files[id(cell)]]
         if all(set(suites) <= files[id(cell)] for cell in everyone):
             if everyone:
-                yield _Group(place, suites, _by_arm(everyone), suites == results.suites)
+                yield ScoredGroup(place, suites, _by_arm(everyone), suites == results.suites)
             continue
         for suite in suites:
-            yield _Group(place, [suite], _by_arm([cell for cell in here if suite in files[id(cell)]]), False)
+            yield ScoredGroup(place, [suite], _by_arm([cell for cell in here if suite in files[id(cell)]]), False)
 
 
 def _by_arm(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
@@ -122,9 +123,9 @@ def _by_arm(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
     return found
 
 
-def _add(scored: Scored, results: StudyResults, group: _Group, level: float, without: Sequence[str]) -> None:
+def _add(scored: Scored, results: StudyResults, group: ScoredGroup, level: float, without: Sequence[str]) -> None:
     """Add the rows of one group of arms."""
-    arms, documents = _arms(results, group)
+    arms, documents = arms_of(results, group)
     scored.tasks |= {task for arm in arms for one in arm.models for task in (*one.tasks, *one.left_out)}
     check_comparable(arms, without)
     # The slow step: items of all models as arrays. Comparisons and scores share it.
@@ -145,7 +146,7 @@ def _add(scored: Scored, results: StudyResults, group: _Group, level: float, wit
         scored.scores += [score_row(table, number, which, level) for which in range(len(table.quantities))]
 
 
-def _arms(results: StudyResults, group: _Group) -> tuple[list[Arm], dict[str, Json]]:
+def arms_of(results: StudyResults, group: ScoredGroup) -> tuple[list[Arm], dict[str, Json]]:
     """Return the arms of a group, each with its models by seed, and one score document for each suite."""
     trunks, earlier = trunks_of(results.tree, group.place), earlier_names(results)
     arms = []
@@ -195,7 +196,7 @@ def trunks_of(tree: Tree, place: tuple[str, ...]) -> dict[str, str]:
 
 
 def _question(
-    results: StudyResults, group: _Group, table: Results, level: float, scored: Scored
+    results: StudyResults, group: ScoredGroup, table: Results, level: float, scored: Scored
 ) -> ComparisonDesign | None:
     """Return what is asked of a group; None where its baseline is not scored."""
     study = results.study
@@ -228,7 +229,7 @@ def _question(
     )  # fmt: skip
 
 
-def _declared(key: str, results: StudyResults, group: _Group, table: Results, scored: Scored) -> list[str]:
+def _declared(key: str, results: StudyResults, group: ScoredGroup, table: Results, scored: Scored) -> list[str]:
     """Return the metrics under a key of `compare` that can be compared; what is lacking is added to `scored`."""
     given = getattr(results.study.compare, key)
     names = [one.name for one in table.quantities]
@@ -251,7 +252,7 @@ def _known(table: Results) -> Iterator[str]:
         yield from (f"{task}/{metric}" for task, found in model.tasks.items() for metric in found.outcomes)
 
 
-def _comparison(row: Json, results: StudyResults, group: _Group) -> ComparisonRow:
+def _comparison(row: Json, results: StudyResults, group: ScoredGroup) -> ComparisonRow:
     base = results.study.baseline + (f"@{group.said}" if group.place else "")
     models = [f"{name} seed {cell.seed}" for name in (row["arm"], row["baseline"]) for cell in group.cells[name]]
     extra = {

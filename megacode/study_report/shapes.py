@@ -325,6 +325,7 @@ class StudyReport(TypedDict):
     metrics: list[MetricRow]
     scores: list[ScoreRow]
     comparisons: list[ComparisonRow]
+    survival: list[dict[str, Any]]  # rows of `survival.survivals`
     headlines: list[Headline]
     paper: list[PaperRow]
     paper_notes: list[str]
@@ -333,9 +334,8 @@ class StudyReport(TypedDict):
     waterfall: list[Waterfall]
     loss_by_source: list[LossCurve]
     forgetting: list[Forgetting]
-    tree: dict[
-        str, Any
-    ]  # tokens {tree, rows, alone}, flops, nodes[] as `study plan --json`, each with `trained_by` seals
+    # tokens {tree, rows, alone}, flops, nodes[] as `study plan --json`, each with `trained_by` seals
+    tree: dict[str, Any]
     gain_per_flop: list[Gain]
     heat_map: HeatMap
     exposure: list[ExposureRow]

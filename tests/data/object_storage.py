@@ -22,7 +22,7 @@ from megacode.data import object_requests, objects
 from megacode.data.indexed import IndexedDatasetWriter
 
 BUCKET = "corpora"
-ENDINGS = (".bin", ".idx", ".manifest.json")
+ENDINGS = (".bin", ".idx", ".mask", ".manifest.json")
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "tester",
     "AWS_SECRET_ACCESS_KEY": "secret",

@@ -84,19 +84,26 @@ class ForestPanel:
     margin: float = 0.0
 
 
-def forest(rows: Sequence[ForestRow], panels: Sequence[ForestPanel], level: float = 0.95) -> Figure:
-    """Return the forest plot of arms and metrics."""
-    title = "Difference from the baseline"
+def forest(
+    rows: Sequence[ForestRow],
+    panels: Sequence[ForestPanel],
+    level: float = 0.95,
+    *,
+    key: str = "forest",
+    title: str = "Difference from the baseline",
+    together: bool = True,
+) -> Figure:
+    """Return the forest plot of arms and metrics; `together`: wide intervals are corrected for their number."""
     if not rows or not panels:
         why = "No two arms are scored yet: megacode study run trains and scores what is missing."
-        return Figure("forest", title, "", missing=why, follows=False)
+        return Figure(key, title, "", missing=why, follows=False)
     share = f"{100 * level:g}"
-    reading = (
-        f"Thick lines are {share} % intervals of each difference alone. Thin lines hold for all of them together: "
-        f"in {share} of 100 studies, every one covers the truth. Grey and hollow: not distinguishable."
-    )
+    reading = f"Thick lines are {share} % intervals of each difference alone. "
+    if together:
+        reading += f"Thin lines hold for all of them together: in {share} of 100 studies, every one covers the truth. "
+    reading += "Grey and hollow: not distinguishable."
     drawn = [_drawing(rows, panels, width) for width in (WIDE, NARROW)]
-    return Figure("forest", title, reading, drawn, _legend(rows, panels), follows=False, at="arm minus baseline")
+    return Figure(key, title, reading, drawn, _legend(rows, panels), follows=False, at="arm minus baseline")
 
 
 def _legend(rows: Sequence[ForestRow], panels: Sequence[ForestPanel]) -> list[Entry]:

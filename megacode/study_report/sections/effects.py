@@ -77,11 +77,12 @@ def forest_figure(index: ReportIndex) -> Figure:
         )
         for baseline, arm in order
     ]
-    panels = [_panel(index, metric) for metric in metrics]
+    panels = [panel_of(index, metric) for metric in metrics]
     return forest(rows, panels, index.document["level"])
 
 
-def _panel(index: ReportIndex, metric: str) -> ForestPanel:
+def panel_of(index: ReportIndex, metric: str) -> ForestPanel:
+    """Return the panel of a metric."""
     row = index.metrics[metric]
     unit = row["unit"] or "difference"
     # The margin is declared in points: it has no meaning in bits.
