@@ -1,44 +1,25 @@
-"""The chat template that an export carries: the one that wrote the conversations of the run's sources.
+"""The chat template that an export carries: the one that wrote the conversations of its run.
 
-It is in their manifests, and wins over the tokenizer's own: the model has seen no other. All sources of a run have one
-template, which its plan checks.
+It wins over the tokenizer's own: the model has seen no other.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from megacode.base.errors import MegacodeError
 from megacode.chat.answers import end_of_turn
+from megacode.chat.run_template import run_template
 from megacode.chat.templates import FILE_NAME, ChatTemplate, template_variables
-from megacode.config.run import RunConfig
-from megacode.data import manifest as manifests
-from megacode.data import objects
+from megacode.convert.opened_checkpoint import OpenedCheckpoint
 from megacode.data.tokenizer import Tokenizer
 
-log = logging.getLogger(__name__)
 
-
-def chat_form(config: RunConfig, tokenizer: Tokenizer) -> ChatTemplate | None:
-    """Return the template that wrote the conversations of a run; None: it has read none, or they are not there.
-
-    Args:
-        config: of the run.
-        tokenizer: of the run.
-    """
-    objects.use(config.objects)
-    for name, source in sorted(config.sources.items()):
-        try:
-            manifest = manifests.read(source.path)
-        except MegacodeError as error:
-            log.warning("whether the source %s has a chat template is unknown: %s", name, error.problems[0].what)
-            continue
-        if manifest is not None and manifest.chat is not None:
-            return ChatTemplate(manifest.chat["template"], f"sources.{name}", template_variables(tokenizer))
-    return None
+def chat_form(source: OpenedCheckpoint) -> ChatTemplate | None:
+    """Return the template that wrote the conversations of a checkpoint's run; None: it has read none."""
+    text = run_template(source.config, source.run)
+    return None if text is None else ChatTemplate(text, str(source.run.path), template_variables(source.tokenizer))
 
 
 def write_template(template: ChatTemplate, out: Path, settings: dict[str, Any]) -> dict[str, Any]:

@@ -12,10 +12,13 @@ import pytest
 import tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from megacode.base.files import RunDir
 from megacode.chat.job import ChatJob
 from megacode.chat.making import make_chat
+from megacode.chat.run_template import record_template, run_template
+from megacode.chat.templates import ChatTemplate, template_variables
 from megacode.config.model import TokenizerConfig
-from megacode.convert.chat_form import chat_form, with_end_of_turn
+from megacode.convert.chat_form import with_end_of_turn
 from megacode.convert.hf import to_hf
 from megacode.data import manifest as manifests
 from megacode.data.tokenizer import load_tokenizer
@@ -53,29 +56,29 @@ def test_an_export_carries_the_template_that_training_has_seen(chat_run, out):
     assert tokenizer.eos_token == "<|endoftext|>"
 
 
-def test_the_template_is_that_of_the_sources_and_none_where_they_are_gone(chat_run, tokenizer_dir, tmp_path, caplog):
-    own, prefix = tmp_path / "tokenizer", tmp_path / "chat"
-    config = config_of("llama", tmp_path / "run", own, prefix)
-    tokenizer = load_tokenizer(TokenizerConfig(kind="huggingface", path=str(own)))
-    found = chat_form(config, tokenizer)
-    assert found is not None
-    assert (found.text, found.variables["eos_token"]) == (FORM, "<|endoftext|>")
+def test_a_run_keeps_the_template_of_its_sources(chat_run, tmp_path, caplog):
+    prefix, run = tmp_path / "chat", RunDir(tmp_path / "run")
+    config = config_of("llama", run.path, tmp_path / "tokenizer", prefix)
+    assert run_template(config, run) == FORM
+    run.create()
+    record_template(config, run)
     manifest = manifests.read(prefix)
     assert manifest is not None
+    # A later start without conversations, or an export without data: the model has seen them nevertheless.
     manifests.write(prefix, replace(manifest, chat=None))
-    assert chat_form(config, tokenizer) is None
+    record_template(config, run)
+    assert run_template(config, run) == run.chat_template.read_text() == FORM
+    other = RunDir(tmp_path / "other")
+    assert run_template(config, other) is None
     manifests.manifest_path(prefix).write_text("{")
     with caplog.at_level(logging.WARNING):
-        assert chat_form(config, tokenizer) is None
+        assert run_template(config, other) is None
     assert "whether the source text has a chat template is unknown" in caplog.text
-    manifests.manifest_path(prefix).unlink()
-    assert chat_form(config, tokenizer) is None
 
 
 def test_a_generation_config_names_each_end_once(chat_run, tmp_path):
     tokenizer = load_tokenizer(TokenizerConfig(kind="huggingface", path=str(tmp_path / "tokenizer")))
-    form = chat_form(config_of("llama", tmp_path / "run", tmp_path / "tokenizer", tmp_path / "chat"), tokenizer)
-    turn = tokenizer.id_of("<|turn|>")
+    form, turn = ChatTemplate(FORM, "", template_variables(tokenizer)), tokenizer.id_of("<|turn|>")
     assert with_end_of_turn({"eos_token_id": 0}, form, tokenizer) == {"eos_token_id": [0, turn]}
     assert with_end_of_turn({"eos_token_id": [0, turn]}, form, tokenizer) == {"eos_token_id": [0, turn]}
     assert with_end_of_turn({}, form, tokenizer) == {"eos_token_id": [turn]}
