@@ -250,27 +250,6 @@ def _read_posts(data: bytes, place: Path) -> None:
 
 _LINES = ("megacode.data.jsonl", "megacode.data.records", "megacode.data.compressed")
 _PARQUET = ("megacode.data.parquet", "megacode.data.parquet_child")
-
-
-def _conversation_seeds() -> list[bytes]:
-    return [
-        b'{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}',
-        b'{"prompt": "a", "completion": [{"role": "assistant", "content": "b", "name": "c"}], "id": 1}',
-        b'{"messages": [{"role": "assistant", "content": null, "tool_calls": [{}]}], "tools": []}',
-    ]
-
-
-def _read_conversation(data: bytes, place: Path) -> None:
-    """Read the messages of one line; what is used must be texts of known roles."""
-    from megacode.chat.conversations import ROLES, messages_of
-    from megacode.data.jsonl import parse_object
-
-    with contextlib.suppress(ValueError):
-        for message in messages_of(parse_object(data)):
-            assert message["role"] in ROLES
-            assert all(isinstance(value, str) and value.encode() is not None for value in message.values())
-
-
 TARGETS = {
     "jsonl": Target(_LINES, _lines_seeds, _read_lines),
     "gzip": Target(_LINES, _gzip_seeds, lambda data, place: _read_lines(data, place, "gz")),
@@ -283,7 +262,6 @@ TARGETS = {
     ),
     "notebooks": Target(("megacode.corpus.kinds.notebooks",), _notebook_seeds, _read_notebook),
     "posts": Target(("megacode.corpus.kinds.stackexchange", "megacode.corpus.html_text"), _posts_seeds, _read_posts),
-    "conversations": Target(("megacode.chat.conversations",), _conversation_seeds, _read_conversation),
     "index": Target(("megacode.data.indexed",), _index_seeds, _read_index),
 }
 
