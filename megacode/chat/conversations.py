@@ -103,4 +103,7 @@ def _part_text(part: Any, where: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    return json.dumps(value, default=str)[:40]
+    try:
+        return json.dumps(value, default=str)[:40]
+    except RecursionError:
+        return "a value nested too deeply"

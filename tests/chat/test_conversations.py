@@ -23,13 +23,20 @@ def test_a_damaged_line_is_used_or_refused(line, changes):
     for place, byte in changes:
         damaged[place % len(damaged)] = byte
     try:
-        found = messages_of(parse_object(bytes(damaged)))
+        found, why = messages_of(parse_object(bytes(damaged))), ""
     except ValueError as error:
-        assert str(error)
-        return
-    assert found
+        found, why = [], str(error)
+    assert bool(found) != bool(why)
     assert {message["role"] for message in found} <= set(ROLES)
-    assert b"".join(value.encode() for message in found for value in message.values())
+    assert bool(b"".join(value.encode() for message in found for value in message.values())) == bool(found)
+
+
+def test_a_value_that_is_nested_too_deeply_is_refused():
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(ValueError, match="a value nested too deeply"):
+        messages_of({"messages": {"a": deep}})
 
 
 def test_what_templates_read_besides_is_passed_on_and_texts_are_joined():
