@@ -64,16 +64,16 @@ def _part(value: Any, key: str, role: str) -> list[Message]:
 
 def _list_of(value: Any, key: str) -> list[Message]:
     if not isinstance(value, list):
-        raise ValueError(f"{key} is {_shown(value)}, not a list of messages")
+        raise ValueError(f"{key} is {shown(value)}, not a list of messages")
     return [_message(one, f"message {number} of {key}") for number, one in enumerate(value, 1)]
 
 
 def _message(value: Any, where: str) -> Message:
     if not isinstance(value, Mapping):
-        raise ValueError(f"{where} is {_shown(value)}, not an object with role and content")
+        raise ValueError(f"{where} is {shown(value)}, not an object with role and content")
     role = value.get("role")
     if role not in ROLES:
-        raise ValueError(f"{where} has the role {_shown(role)}; the roles are {', '.join(ROLES)}")
+        raise ValueError(f"{where} has the role {shown(role)}; the roles are {', '.join(ROLES)}")
     # Parquet has every key in every message, most of them empty.
     for key in _REFUSED:
         if value.get(key) not in (None, [], {}, ""):
@@ -97,13 +97,14 @@ def _content(value: Any, where: str) -> str:
 def _part_text(part: Any, where: str) -> str:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind != "text":
-        told = f"has the type {_shown(kind)}" if isinstance(part, Mapping) else f"is {_shown(part)}"
+        told = f"has the type {shown(kind)}" if isinstance(part, Mapping) else f"is {shown(part)}"
         raise ValueError(f"{where} {told}; only parts of the type 'text' are supported")
     return text_of(part.get("text"), f"{where}: text")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any, length: int = 40) -> str:
+    """Return the beginning of a value as JSON, for a message."""
     try:
-        return json.dumps(value, default=str)[:40]
+        return json.dumps(value, default=str)[:length]
     except RecursionError:
         return "a value nested too deeply"

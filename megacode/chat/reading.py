@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from megacode.base.cores import usable
 from megacode.base.errors import ConfigError, DataError
+from megacode.chat.conversations import shown
 from megacode.chat.encoded_spool import EncodedSpool
 from megacode.chat.encoding import Encoded, Fault
 from megacode.chat.job import ChatJob
@@ -21,6 +21,7 @@ from megacode.data.progress import PassProgress
 from megacode.data.records import EXAMPLES, Records, SkippedRecord
 
 _SMALL = 16 << 20  # bytes of input that one process encodes before others have started
+_HEAD = 60  # characters of a line that is skipped
 _SKIP = "fix the line, or use --skip-bad-lines to skip and count such lines"
 
 
@@ -102,8 +103,7 @@ class _Reading:
             raise ConfigError(f"{fault.what} ({records.place(line)})", self._template.origin, fault.fix)
         if not self._job.skip_bad_lines:
             raise DataError(fault.what, records.place(line), _SKIP)
-        head = json.dumps(records.rows[row], ensure_ascii=False, default=str)
-        self._skip(records, 1, [SkippedRecord.of(line, fault.what, head)])
+        self._skip(records, 1, [SkippedRecord.of(line, fault.what, shown(records.rows[row], _HEAD))])
 
     def _skip(self, records: Records, count: int, examples: Sequence[SkippedRecord]) -> None:
         self.result.bad_lines += count

@@ -45,29 +45,33 @@ class EncodedRows:
     ids: list[str | None]
 
 
-class RowEncoder:
-    """Encodes records."""
+Parsed = tuple[list[Message], str | None] | Fault  # messages and id of a record, or what is wrong with it
 
-    def __init__(self, settings: RowSettings) -> None:
-        tokenizer = load_tokenizer(settings.tokenizer)
-        self._encoder = ChatEncoder(tokenizer, settings.template, settings.loss, settings.append_eod)
-        self._id_key = settings.id_key
 
-    def encode(self, rows: Sequence[Row]) -> EncodedRows:
-        """Encode some records."""
-        parsed = [self._parsed(row) for row in rows]
-        encoded = iter(self._encoder.encode([item[0] for item in parsed if not isinstance(item, Fault)]))
-        found: list[Encoded | Fault] = [item if isinstance(item, Fault) else next(encoded) for item in parsed]
-        good = [item for item, one in zip(parsed, found, strict=True) if isinstance(one, Encoded)]
-        return EncodedRows(found, [item[1] for item in good if not isinstance(item, Fault)])
+def _parsed(row: Row, id_key: str | None) -> Parsed:
+    try:
+        if id_key is not None:
+            return messages_of(row), id_of(row.get(id_key), id_key)
+        return messages_of(row), id_of(row["id"], "id") if row.get("id") is not None else None
+    except ValueError as error:
+        return Fault(str(error))
 
-    def _parsed(self, row: Row) -> tuple[list[Message], str | None] | Fault:
-        try:
-            if self._id_key is not None:
-                return messages_of(row), id_of(row.get(self._id_key), self._id_key)
-            return messages_of(row), id_of(row["id"], "id") if row.get("id") is not None else None
-        except ValueError as error:
-            return Fault(str(error))
+
+def _messages(parsed: Sequence[Parsed]) -> list[list[Message]]:
+    return [item[0] for item in parsed if not isinstance(item, Fault)]
+
+
+def _joined(parsed: Sequence[Parsed], encoded: Sequence[Encoded | Fault]) -> EncodedRows:
+    following = iter(encoded)
+    found = [item if isinstance(item, Fault) else next(following) for item in parsed]
+    both = zip(parsed, found, strict=True)
+    return EncodedRows(
+        found, [item[1] for item, one in both if isinstance(one, Encoded) and not isinstance(item, Fault)]
+    )
+
+
+def _encoder(settings: RowSettings) -> ChatEncoder:
+    return ChatEncoder(load_tokenizer(settings.tokenizer), settings.template, settings.loss, settings.append_eod)
 
 
 def encode_records(
@@ -86,25 +90,30 @@ def encode_records(
     Raises:
         DataError: a process was ended from outside.
     """
-    batches = ((records, first) for records in reader for first in range(0, max(1, len(records.rows)), _ROWS))
+    # Records are looked at here: only messages that are texts go to other processes.
+    batches = (
+        (records, first, [_parsed(row, settings.id_key) for row in records.rows[first : first + _ROWS]])
+        for records in reader
+        for first in range(0, max(1, len(records.rows)), _ROWS)
+    )
     if processes == 1:
-        encoder = RowEncoder(settings)
-        for records, first in batches:
-            yield records, first, encoder.encode(records.rows[first : first + _ROWS])
+        encoder = _encoder(settings)
+        for records, first, parsed in batches:
+            yield records, first, _joined(parsed, encoder.encode(_messages(parsed)))
         return
     # Fresh interpreters: a fork would copy the threads' locks of the tokenizers.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(processes, context, _in_pool, (os.getpid(), settings))
-    waiting: deque[tuple[Records, int, Future[EncodedRows]]] = deque()
+    waiting: deque[tuple[Records, int, list[Parsed], Future[list[Encoded | Fault]]]] = deque()
     try:
-        for records, first in batches:
-            waiting.append((records, first, pool.submit(_encode, records.rows[first : first + _ROWS])))
+        for records, first, parsed in batches:
+            waiting.append((records, first, parsed, pool.submit(_encode, _messages(parsed))))
             # Bounded: memory holds some batches of each process, whatever the input's size.
             while len(waiting) > 4 * processes:
-                done, place, future = waiting.popleft()
-                yield done, place, future.result()
-        for done, place, future in waiting:
-            yield done, place, future.result()
+                done, place, rows, future = waiting.popleft()
+                yield done, place, _joined(rows, future.result())
+        for done, place, rows, future in waiting:
+            yield done, place, _joined(rows, future.result())
     except BrokenProcessPool:
         what = "a process that encodes conversations was ended from outside, as by a system without memory"
         raise DataError(what, "--workers", "give fewer --workers, or more memory") from None
@@ -112,7 +121,7 @@ def encode_records(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-_of_process: list[RowEncoder] = []  # of a process of the pool: one
+_of_process: list[ChatEncoder] = []  # of a process of the pool: one
 
 
 def _in_pool(parent: int, settings: RowSettings) -> None:
@@ -121,8 +130,8 @@ def _in_pool(parent: int, settings: RowSettings) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends the pool
     end_with(parent)
-    _of_process.append(RowEncoder(settings))
+    _of_process.append(_encoder(settings))
 
 
-def _encode(rows: Sequence[Row]) -> EncodedRows:
-    return _of_process[0].encode(rows)
+def _encode(conversations: Sequence[Sequence[Message]]) -> list[Encoded | Fault]:
+    return _of_process[0].encode(conversations)
