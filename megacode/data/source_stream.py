@@ -46,6 +46,7 @@ class SourceStream:
 
     Attributes:
         packed: its windows were packed: no window cuts a document, and each is isolated.
+        reads: tokens that a window reads: S + 1, or S of a packed one.
         train_tokens: tokens of the training stream.
         train_documents: documents of the training stream, which are the first ones; `take` may end inside the last.
         held_out_from: the first held-out token.
@@ -75,8 +76,7 @@ class SourceStream:
         self.packed = manifest is not None and manifest.packed is not None
         self.seq_length = self._length(manifest, seq_length)
         self._mask = source_mask(name, self.data, manifest, loss, fim is not None)
-        # Position of a window's last token: for a packed one the last input, else the last label.
-        self._last = self.seq_length - self.packed
+        self.reads = self.seq_length + (not self.packed)
         self.train_documents = self._cut(validation_fraction)
         self.train_tokens = self.data.document_bounds(self.train_documents - 1)[1] + 1 if self.train_documents else 0
         self.held_out_from = self.train_tokens
@@ -85,7 +85,7 @@ class SourceStream:
         self.validation_windows = min(validation_samples, self._held_out_windows)
         self._check_lengths(validation_fraction)
         if take is not None:
-            check_take(name, take, self.train_tokens, self._last + 1)
+            check_take(name, take, self.train_tokens, self.reads)
             self.train_tokens = take
             self.train_documents = self.data.document_at(take - 1) + 1
 
@@ -113,7 +113,7 @@ class SourceStream:
 
     def _check_lengths(self, fraction: float) -> None:
         # The shortest usable source gives one window; each message says which part is too short.
-        window, where = self._last + 1, f"sources.{self.name} ({self.prefix})"
+        window, where = self.reads, f"sources.{self.name} ({self.prefix})"
         if self.data.tokens < window:
             size = "a packed window of" if self.packed else "one window of seq_length + 1 ="
             what = f"it has {self.data.tokens:,} tokens, less than {size} {window:,}"
@@ -139,7 +139,7 @@ class SourceStream:
 
     def window(self, first_token: int) -> npt.NDArray[np.integer]:
         """Return the tokens of a window as stored, [S + 1]; of a packed one S, and the last of them once more."""
-        stored = self.data.read(first_token, self._last + 1)
+        stored = self.data.read(first_token, self.reads)
         return np.append(stored, stored[-1:]) if self.packed else stored
 
     def counted(self, first_token: int) -> npt.NDArray[np.float32] | None:
@@ -150,15 +150,15 @@ class SourceStream:
         """Begin to fetch windows, if the data set is in object storage."""
         firsts = list(first_tokens)
         if self.data.remote is not None:
-            self.data.remote.fetch_ahead(firsts, self._last + 1)
+            self.data.remote.fetch_ahead(firsts, self.reads)
         if self._mask.mask is not None:
-            self._mask.mask.fetch_ahead(firsts, self._last + 1)
+            self._mask.mask.fetch_ahead(firsts, self.reads)
 
     def pieces(self, first_token: int) -> Iterator[WindowPiece]:
         """Yield the parts of documents that a window reads, in order; empty documents are left out."""
-        document, last_token = self.data.document_at(first_token), first_token + self._last
+        document, last_token = self.data.document_at(first_token), first_token + self.reads - 1
         last = -1
-        while last < self._last:
+        while last < self.reads - 1:
             begin, end = self.data.document_bounds(document)
             if begin <= end:
                 first, last = last + 1, min(end, last_token) - first_token
@@ -167,11 +167,11 @@ class SourceStream:
 
     def documents_of(self, first_token: int) -> tuple[int, int]:
         """Return the first and last document that a window reads."""
-        return self.data.document_at(first_token), self.data.document_at(first_token + self._last)
+        return self.data.document_at(first_token), self.data.document_at(first_token + self.reads - 1)
 
     def document_starts(self, first_token: int) -> npt.NDArray[np.int64]:
         """Return the positions 1 .. S of a window at which a new document begins, ascending."""
-        return self.data.document_starts(first_token, first_token + self._last) - first_token
+        return self.data.document_starts(first_token, first_token + self.reads - 1) - first_token
 
     def validation_first_token(self, number: int) -> int:
         """Return where a held-out window begins; windows begin at fixed places and share no label."""

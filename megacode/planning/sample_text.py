@@ -49,7 +49,7 @@ class DocumentText:
 def decoded_rows(config: RunConfig, first: int, count: int) -> list[tuple[Row, list[DocumentText]]]:
     """Return what some samples read, as `order_rows` does, each with the text of its documents.
 
-    The window of a sample has seq_length + 1 tokens: the last one is only a label.
+    The window of a sample has seq_length + 1 tokens: the last one is only a label. A packed one has seq_length.
 
     Raises:
         ConfigError: if the run has no tokenizer, or `first` lies outside the run.
@@ -72,7 +72,7 @@ def decoded_rows(config: RunConfig, first: int, count: int) -> list[tuple[Row, l
 
 def _pieces(stream: SourceStream, first_token: int, epoch: int, tokenizer: Tokenizer) -> Iterator[DocumentText]:
     read, names = window_tokens(stream, first_token, epoch), open_ids(stream.prefix, stream.data.documents)
-    tokens = read.tokens
+    tokens = read.tokens[: stream.reads]
     borders = [0, *stream.document_starts(first_token).tolist(), len(tokens)]
     for begin, end in pairwise(borders):
         document = stream.data.document_at(first_token + begin)

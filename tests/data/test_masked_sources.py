@@ -286,3 +286,20 @@ def test_contamination_looks_at_each_token_of_packed_windows_once(mixed) -> None
     # Nine of ten windows, each read twice and more; the tenth is held out.
     assert seen["sources"]["chat"]["distinct_tokens_checked"] == 9 * 8
     assert open_source(config, "chat").window(72).shape == (9,)
+
+
+def test_texts_of_packed_windows_are_whole_conversations(mixed, monkeypatch) -> None:
+    from megacode.planning.sample_text import _pieces
+
+    class Numbers:
+        """Decodes tokens to their numbers."""
+
+        def decode(self, ids: list[int]) -> str:
+            return " ".join(map(str, ids))
+
+    monkeypatch.setattr("megacode.planning.sample_text.decoded", lambda ids, tokenizer: tokenizer.decode(ids))
+    stream = open_source(mixed(), "chat")
+    pieces = list(_pieces(stream, 16, 0, Numbers()))
+    assert [piece.tokens for piece in pieces] == [2, 2, 2, 2]  # three conversations, and padding
+    assert all(piece.begins and piece.ends for piece in pieces)
+    assert " ".join(piece.text for piece in pieces) == " ".join(map(str, stream.data.read(16, 8).tolist()))

@@ -44,8 +44,8 @@ def stepped(directory: str, overrides: list[str], seeds: list[int]) -> dict[str,
     """Train the same iteration from the same weights for several values of all labels that do not count.
 
     Returns:
-        `equal`: whether the weights are the same, bit for bit; `different`: whether they are, once a label that counts
-        is another one; `changed`: how many labels were.
+        `equal`: whether the weights are the same, bit for bit; `different`: whether they are others, once the
+        labels that count are; `changed`: how many labels were.
     """
     config = load_config(Path(directory) / "run.yaml", overrides)
     plan = make_plan(config)
@@ -63,8 +63,7 @@ def stepped(directory: str, overrides: list[str], seeds: list[int]) -> dict[str,
         ]
         changed = sum(int((one.labels != two.labels).sum()) for one, two in zip(batches, others, strict=True))
         ends.append(_weights(config, ranks, plan, others))
-    first = batches[0]
-    wrong = [replace(first, labels=(first.labels + (first.loss_mask > 0)) % plan.vocab_size), *batches[1:]]
+    wrong = [replace(batch, labels=(batch.labels + (batch.loss_mask > 0)) % plan.vocab_size) for batch in batches]
     other = _weights(config, ranks, plan, wrong)
     groups.stop()
     return {
