@@ -10,8 +10,7 @@ from megacode.data import manifest as manifests
 from tests.chat.conftest import CHATML
 
 
-def test_it_takes_several_files_and_tells_what_it_made(tokenizer_dir: Path, tmp_path: Path, capsys, caplog) -> None:
-    caplog.set_level("INFO")
+def test_it_takes_several_files_and_tells_what_it_made(tokenizer_dir: Path, tmp_path: Path, capsys, megacode) -> None:
     (tmp_path / "form.jinja").write_text(CHATML)
     for name in ("a", "b"):
         (tmp_path / f"{name} file.jsonl").write_text(json.dumps({"prompt": name, "completion": "yes"}) + "\n")
@@ -20,9 +19,10 @@ def test_it_takes_several_files_and_tells_what_it_made(tokenizer_dir: Path, tmp_
     given = ["--input", *files, "--output-prefix", prefix, "--tokenizer", str(tokenizer_dir), "--pack", "64"]
     assert script("chat", "chat", given) == 2
     assert "the tokenizer has no chat template" in capsys.readouterr().err
-    assert script("chat", "chat", [*given, "--chat-template", form]) == 0
-    assert "2 conversations, 64 tokens as uint16" in caplog.text
-    assert "packed into 1 windows of 64 tokens" in caplog.text
+    done = megacode("data", "chat", *given, "--chat-template", form)
+    assert done.returncode == 0, done.stderr
+    assert "2 conversations, 64 tokens as uint16" in done.stderr
+    assert "packed into 1 windows of 64 tokens" in done.stderr
     manifest = manifests.read(prefix)
     assert manifest is not None
     assert "--pack 64" in manifest.command
