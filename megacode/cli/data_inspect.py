@@ -147,7 +147,7 @@ def _show_manifest(manifest: manifests.Manifest | None, verified: bool, console:
         _show_chat(manifest.chat, console)
     extent = "every byte matches" if verified else "sizes and sampled blocks match"
     console.print(f"manifest: {extent}; identity {manifest.identity}", soft_wrap=True)
-    if not manifest.append_eod and manifest.chat is None:
+    if not manifest.append_eod and manifest.loss_mask is None:
         console.print("end of documents: not marked (made without --append-eod); documents run into each other")
 
 

@@ -96,8 +96,8 @@ def _document_ends(data: IndexedDataset, manifest: Manifest | None, run: _Facts 
     """Return a warning if documents follow each other without a token between them."""
     tokenizer = (manifest.tokenizer if manifest is not None else None) or run
     consequence = "the model cannot learn where texts end"
-    # Of conversations the template marks the ends.
-    if manifest is not None and (manifest.append_eod or manifest.chat):
+    # Conversations end with a token of their chat template; only a text has nothing else to end it.
+    if manifest is not None and (manifest.append_eod or manifest.loss_mask is not None):
         return ""
     if tokenizer is None:
         return ""  # without a tokenizer the end token is unknown

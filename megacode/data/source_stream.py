@@ -85,7 +85,7 @@ class SourceStream:
         self.validation_windows = min(validation_samples, self._held_out_windows)
         self._check_lengths(validation_fraction)
         if take is not None:
-            check_take(name, take, self.train_tokens, self.reads)
+            check_take(name, take, self.train_tokens, self.seq_length, self.packed)
             self.train_tokens = take
             self.train_documents = self.data.document_at(take - 1) + 1
 
@@ -232,7 +232,7 @@ def window_tokens(
     return found
 
 
-def check_take(name: str, take: int, train_tokens: int, window: int) -> None:
+def check_take(name: str, take: int, train_tokens: int, seq_length: int, packed: bool = False) -> None:
     """Refuse to take more training tokens of a source than it has, or less than one window.
 
     Raises:
@@ -242,6 +242,8 @@ def check_take(name: str, take: int, train_tokens: int, window: int) -> None:
     if take > train_tokens:
         what = f"{take:,} tokens are to be taken, and it has {train_tokens:,} for training"
         raise DataError(what, where, f"give at most {train_tokens}, or remove take")
+    window = seq_length + (not packed)
     if take < window:
-        what = f"{take:,} tokens are less than one window of {window:,}"
+        size = "packed window of" if packed else "window of seq_length + 1 ="
+        what = f"{take:,} tokens are less than one {size} {window:,}"
         raise DataError(what, where, f"give at least {window}, or a smaller train.seq_length")

@@ -154,7 +154,7 @@ def _declared(name: str, source: Source, config: RunConfig) -> SourceSize:
     assert source.tokens is not None
     held_out = ceil(Fraction(str(config.validation.fraction)) * source.tokens)
     if source.take is not None:
-        check_take(name, source.take, source.tokens - held_out, config.train.seq_length + 1)
+        check_take(name, source.take, source.tokens - held_out, config.train.seq_length)
     tokens = source.take or source.tokens - held_out
     return SourceSize(name, tokens, 0, held_out, form=form_of(config, name))
 

@@ -216,6 +216,8 @@ def test_the_plan_tells_tokens_that_count_from_tokens_read(mixed, tmp_path) -> N
     row = document["phases"][2]["sources"]["chat"]
     assert row["tokens"] == 21 * 8
     assert row["counted_tokens"] == round(21 * 8 * mask["counted"] / mask["tokens"])
+    # Conversations need no end-of-document token, and documents that are isolated do not run into each other.
+    assert not [line for line in document["warnings"] if "end-of-document" in line]
     text = document["sources"]["text"]
     assert text["counted_tokens"] == text["samples"] * 8
     assert order_rows(mixed(), 40, 2)[0]["source"] == "chat"

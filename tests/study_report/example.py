@@ -61,6 +61,7 @@ def document(*, seeds: int = 3, level: str = "@470m", extra: int = 0, scored: bo
         "metrics": _metrics(),
         "scores": scores,
         "comparisons": comparisons,
+        "survival": [],
         "headlines": _headlines(comparisons),
         "paper": _paper(level) if scored else [],
         "paper_notes": ["The paper compares arms before cooldown, and its four recipes read different amounts of code.",

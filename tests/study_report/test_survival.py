@@ -61,7 +61,7 @@ def test_the_interval_of_the_change_is_that_of_paired_items(make: Make) -> None:
     for path in score_files(file):
         lines = [json.loads(line) for line in path.with_suffix(".items.jsonl").read_text().splitlines()]
         iteration = json.loads(path.read_text())["model"]["megacode"]["consumed_samples"]
-        arm = "half" if "half" in path.parts[-3] else "base"
+        arm = "half" if "balanced" in (path.parents[1] / "run.yaml").read_text() else "base"
         answers[arm, iteration] = np.array([line["acc"] for line in sorted(lines, key=lambda line: line["item"])])
     gains = []
     for place in (0, 1):  # arms have clocks of their own: before, and after
