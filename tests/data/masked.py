@@ -53,7 +53,7 @@ def write_packed(
     with IndexedDatasetWriter(prefix, np.uint16, with_mask=True) as writer:
         writer.add(np.array(tokens), np.array(lengths), None, None, np.array(counted))
     packed = {"seq_length": length, "padding": padding}
-    manifests.write(prefix, manifests.describe(prefix, packed=packed, append_eod=True))
+    manifests.write(prefix, manifests.describe(prefix, packed=packed))
     return str(prefix)
 
 

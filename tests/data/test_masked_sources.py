@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from megacode.data.indexed import IndexedDatasetWriter
 from megacode.data.loader import Loader
 from megacode.data.ngram_runs import runs_of
 from megacode.data.prefetch import Prefetch
+from megacode.data.source_checks import notes
 from megacode.data.source_stream import window_tokens
 from megacode.data.windows import open_source, open_streams, source_sizes, stream_sizes
 from megacode.plan.batch import BatchSchedule
@@ -216,8 +218,6 @@ def test_the_plan_tells_tokens_that_count_from_tokens_read(mixed, tmp_path) -> N
     row = document["phases"][2]["sources"]["chat"]
     assert row["tokens"] == 21 * 8
     assert row["counted_tokens"] == round(21 * 8 * mask["counted"] / mask["tokens"])
-    # Conversations need no end-of-document token, and documents that are isolated do not run into each other.
-    assert not [line for line in document["warnings"] if "end-of-document" in line]
     text = document["sources"]["text"]
     assert text["counted_tokens"] == text["samples"] * 8
     assert order_rows(mixed(), 40, 2)[0]["source"] == "chat"
@@ -305,3 +305,12 @@ def test_texts_of_packed_windows_are_whole_conversations(mixed, monkeypatch) -> 
     assert [piece.tokens for piece in pieces] == [2, 2, 2, 2]  # three conversations, and padding
     assert all(piece.begins and piece.ends for piece in pieces)
     assert " ".join(piece.text for piece in pieces) == " ".join(map(str, stream.data.read(16, 8).tolist()))
+
+
+def test_conversations_are_not_expected_to_end_with_the_end_of_document_token(mixed, tmp_path) -> None:
+    config, tokenizer = mixed(), {"eod": 999}
+    made = manifests.read(tmp_path / "chat")
+    data, source = open_source(config, "chat").data, config.sources["chat"]
+    assert notes(data, made, source, tokenizer) == ()
+    (warning,) = notes(data, replace(made, loss_mask=None), source, tokenizer)
+    assert "the model cannot learn where texts end" in warning

@@ -74,7 +74,7 @@ def _empty_some(folder: Path, windows: int) -> None:
     (folder / "chat.mask").write_bytes(raw)
     made = manifests.read(folder / "chat")
     assert made is not None
-    manifests.write(folder / "chat", manifests.describe(folder / "chat", packed=made.packed, append_eod=True))
+    manifests.write(folder / "chat", manifests.describe(folder / "chat", packed=made.packed))
 
 
 def alone(folder: Path, name: str, *overrides: str) -> list[dict[str, Any]]:
@@ -158,7 +158,7 @@ def test_a_batch_without_a_counted_token_changes_nothing_and_is_no_failure(folde
 
     made = manifests.read(folder / "chat")
     assert made is not None
-    manifests.write(folder / "chat", manifests.describe(folder / "chat", packed=made.packed, append_eod=True))
+    manifests.write(folder / "chat", manifests.describe(folder / "chat", packed=made.packed))
     lines = [line for line in alone(folder, "none", "validation.fraction=0") if "grad_norm" in line]
     assert [line["skipped"] for line in lines] == [False] * 5 + [True] * 3
     assert not (folder / "none" / "ledger.jsonl").exists()
