@@ -244,6 +244,7 @@ class RunDir:
     Attributes:
         config: the resolved config, YAML.
         plan: the plan, as `megacode plan --json` prints it.
+        chat_template: the template that wrote the conversations of its sources, if any.
         metrics: all measurements, one JSON object each. Append-only: `metrics.reader` returns the valid ones.
         events: starts, stops and saves, one JSON object each; only rank 0 writes it.
         hangs: the watchdog's events, written by the rank that first notices a hang: rank 0 may be the one that hangs.
@@ -271,6 +272,7 @@ class RunDir:
         self.path = Path(path)
         self.config = self.path / "run.yaml"
         self.plan = self.path / "plan.json"
+        self.chat_template = self.path / "chat_template.jinja"
         self.metrics = self.path / "metrics.jsonl"
         self.events = self.path / "events.jsonl"
         self.hangs = self.path / "hangs.jsonl"

@@ -1,4 +1,4 @@
-"""Commands on data sets: `data preprocess`, `data merge`, `data inspect`, `data corpus`; `data_tokenizer` has the rest.
+"""Commands on data sets: `data preprocess`, `merge`, `inspect` and `corpus`; the others have files of their own.
 
 The scripts in `tools/` are these commands under Megatron-LM's names.
 """
@@ -13,6 +13,7 @@ import typer
 
 from megacode.base.errors import ConfigError
 from megacode.base.logs import setup_logging
+from megacode.cli.data_chat import chat
 from megacode.cli.data_options import (
     IdKey,
     Inputs,
@@ -62,6 +63,7 @@ def script(name: str, path: str, arguments: Sequence[str] | None = None) -> int:
 
 app.command("tokenizer", cls=ToolCommand)(train_tokenizer)
 app.command("compare-tokenizers", cls=ToolCommand)(compare_tokenizers)
+app.command("chat", cls=ToolCommand)(chat)
 
 
 @app.command(cls=ToolCommand)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -54,7 +55,8 @@ def inspect(prefix: str, tokenizer_path: str, documents: int, verify: bool, cons
     if tokenizer_path:  # decoding with another tokenizer would show plausible nonsense: compare hashes first
         tokenizer = load_tokenizer(tokenizer_at(tokenizer_path))
         manifests.check_tokenizer(prefix, manifest, tokenizer.hash)
-        console.print(_document_ends(data, tokenizer), soft_wrap=True)
+        if manifest is None or manifest.chat is None:  # a template ends conversations in its own way
+            console.print(_document_ends(data, tokenizer), soft_wrap=True)
         _show_documents(data, open_ids(prefix, data.documents), tokenizer, documents, console)
 
 
@@ -141,6 +143,8 @@ def _show_manifest(manifest: manifests.Manifest | None, verified: bool, console:
         console.print("manifest: none; the data set is identified by its size and sampled blocks", soft_wrap=True)
         return
     _show_mask(manifest, console)
+    if manifest.chat is not None:
+        _show_chat(manifest.chat, console)
     extent = "every byte matches" if verified else "sizes and sampled blocks match"
     console.print(f"manifest: {extent}; identity {manifest.identity}", soft_wrap=True)
     if not manifest.append_eod and manifest.loss_mask is None:
@@ -157,6 +161,20 @@ def _show_mask(manifest: manifests.Manifest, console: Console) -> None:
         windows, padding = manifest.tokens // packed["seq_length"], packed["padding"]
         text = f"packed: {windows:,} windows of {packed['seq_length']:,} tokens, {padding:,} of them padding"
         console.print(f"{text} ({padding / tokens:.1%})")
+
+
+def _show_chat(chat: Mapping[str, Any], console: Console) -> None:
+    """Print which template wrote conversations, and what became of long ones."""
+    ends = f"answers end with {chat['end_of_turn']}" if chat["end_of_turn"] else "no special token ends an answer"
+    console.print(f"chat template: {chat['template_sha256'][:12]}; {ends}; loss on {chat['loss']}", markup=False)
+    left_out = {
+        "truncated": "truncated",
+        "dropped_long": "dropped as too long",
+        "dropped_without_answer": "without answer",
+    }
+    told = ", ".join(f"{chat[name]:,} {word}" for name, word in left_out.items() if chat[name])
+    if told:
+        console.print(f"conversations longer than {chat['max_length']:,} tokens: {told}")
 
 
 def _document_ends(data: IndexedDataset, tokenizer: Tokenizer) -> str:

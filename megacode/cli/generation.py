@@ -30,7 +30,10 @@ def generate(
     # The prompt; without one it is read from standard input, or asked for at a terminal.
     prompt: Annotated[str | None, typer.Option(help="The text to continue; '' starts from nothing.")] = None,
     prompt_file: Annotated[Path | None, typer.Option(help="A UTF-8 file with the prompt.")] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Apply the model's chat template to the prompt.")] = False,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Ask in the model's chat template; the end of its turn ends the text.")
+    ] = False,
+    system: Annotated[str | None, typer.Option(help="With --chat: a system message before the prompt.")] = None,
     # Sampling.
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of generated tokens.")] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0: greedy decoding.")] = 0.8,
@@ -48,6 +51,8 @@ def generate(
     if asked is None and (as_json or count > 1):
         where, fix = "--json" if as_json else "--count", "give --prompt or --prompt-file, or pipe the prompt in"
         raise ConfigError("there is no prompt", where, fix)
+    if system is not None and not chat:
+        raise ConfigError("only a conversation has a system message", "--system", "give --chat as well, or omit it")
     if count > 1 and temperature == 0:
         fix = "leave it out, or give a --temperature above 0"
         raise ConfigError("at temperature 0 all texts are equal", f"--count {count}", fix)
@@ -58,15 +63,19 @@ def generate(
 
     check_device(device)
     hf_dir, sampling = model_of(model), Sampling(max_new_tokens, temperature, top_p, seed)
+    before = [] if system is None else [{"role": "system", "content": system}]
     with surroundings(offline=True, own_cache=False, verbose=False):
         writer = TextWriter.open(hf_dir, device)
         if asked is None:
-            _converse(writer, sampling, chat)
+            _converse(writer, sampling, before if chat else None)
             return
-        ids = writer.chat_ids([{"role": "user", "content": asked}]) if chat else writer.ids(asked)
-        texts = [writer.write(ids, sampling, number) for number in range(count)]
+        ids = writer.chat_ids([*before, {"role": "user", "content": asked}]) if chat else writer.ids(asked)
+        texts = [writer.write(ids, sampling, number, chat=chat) for number in range(count)]
         if as_json:
-            settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "chat": chat}
+            settings = {
+                "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p,
+                "chat": chat, "system": system,
+            }  # fmt: skip
             print_json({"model": str(hf_dir), "prompt": asked, "settings": settings, "texts": [*map(_document, texts)]})
         else:
             _stream_all(texts)
@@ -128,16 +137,24 @@ def _stream(text: GeneratedText, printed: list[str] | None = None) -> None:
         log.info("cut after %d tokens (--max-new-tokens)", text.tokens)
 
 
-def _converse(writer: TextWriter, sampling: Sampling, chat: bool) -> None:
-    """Answer prompts typed at a terminal, one line each; Ctrl-C stops a text, Ctrl-D quits."""
+def _converse(writer: TextWriter, sampling: Sampling, before: list[dict[str, str]] | None) -> None:
+    """Answer prompts typed at a terminal, one line each; Ctrl-C stops a text, Ctrl-D quits.
+
+    Args:
+        writer: of the model.
+        sampling: how tokens are chosen.
+        before: messages before the first prompt of a conversation; None: each prompt is a text to continue.
+    """
+    chat, turns = before is not None, list(before or [])
     if chat:
-        writer.chat_ids([{"role": "user", "content": ""}])  # a model without a template is refused before typing
+        # A model without a template, or one that refuses a system message, is refused before typing.
+        writer.chat_ids([*turns, {"role": "user", "content": "Hello"}])
     typer.echo("Type a prompt. Ctrl-C stops a text, Ctrl-D quits.", err=True)
-    turns: list[dict[str, str]] = []
     for number, line in enumerate(_lines()):
         turns.append({"role": "user", "content": line})
         try:
-            text = writer.write(_chat_ids(writer, turns) if chat else writer.ids(line), sampling, number)
+            ids = _chat_ids(writer, turns) if chat else writer.ids(line)
+            text = writer.write(ids, sampling, number, chat=chat)
         except (ConfigError, DataError) as error:
             typer.echo(str(error), err=True)
             turns.pop()  # a refused prompt must not stay in the conversation
@@ -150,10 +167,10 @@ def _converse(writer: TextWriter, sampling: Sampling, chat: bool) -> None:
 
 def _chat_ids(writer: TextWriter, turns: list[dict[str, str]]) -> list[int]:
     """Return a conversation's ids; drop its oldest turns (from `turns` too) until it fits the context."""
-    ids = writer.chat_ids(turns)
-    while writer.context is not None and len(ids) >= writer.context and len(turns) > 1:
+    ids, kept = writer.chat_ids(turns), int(turns[0]["role"] == "system")
+    while writer.context is not None and len(ids) >= writer.context and len(turns) > kept + 1:
         log.info("the context is full: the oldest question and its answer are dropped")
-        del turns[:2]  # in pairs: templates refuse a conversation that starts with an answer
+        del turns[kept : kept + 2]  # in pairs: templates refuse a conversation that starts with an answer
         ids = writer.chat_ids(turns)
     return ids
 

@@ -29,6 +29,9 @@ def judge(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of an answer in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(min=0, help="Temperature of answers; 0: greedy decoding.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of sampled answers and of the bootstrap.")] = 0,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Ask as plain text, even a model that has a chat template.")
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts per forward pass.")] = 8,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default: CUDA if available.")] = None,
     answers_only: Annotated[bool, typer.Option("--answers-only", help="Generate answers; call no judge.")] = False,
@@ -57,7 +60,7 @@ def judge(
 
     patience = Patience(timeout=timeout, tries=tries, requests_per_minute=requests_per_minute)
     settings = judging.JudgeSettings(
-        Generation(max_new_tokens, temperature, seed), batch_size, device, max_judge_tokens, parallel, patience,
+        Generation(max_new_tokens, temperature, seed, plain), batch_size, device, max_judge_tokens, parallel, patience,
         key_variable, seed, cache, overwrite,
     )  # fmt: skip
     if answers_only:  # for compute nodes without a network; the cached answers are judged elsewhere

@@ -14,9 +14,11 @@ from megacode.base.claims import claimed
 from megacode.base.errors import CheckpointError, ConfigError, Problem, VerificationError
 from megacode.base.files import atomic_path, write_json
 from megacode.base.user_paths import refuse_unwritable
+from megacode.chat.templates import ChatTemplate
 from megacode.convert import push
 from megacode.convert.architectures import family_of, hf_config
 from megacode.convert.card import FILE_NAME, note_elsewhere, write_card
+from megacode.convert.chat_form import chat_form, with_end_of_turn
 from megacode.convert.mapping import VOCABULARY, Sizes, hf_shapes
 from megacode.convert.mapping import to_hf as mapped
 from megacode.convert.opened_checkpoint import OpenedCheckpoint
@@ -74,7 +76,7 @@ def to_hf(
     with claimed(out, "OUT"), atomic_path(out) as hidden:
         _check_out(out, source, force)  # again: another process may have made it since
         hidden.mkdir()
-        parameters = write_model(claim, hidden, max_shard_size)
+        parameters = write_model(claim, hidden, max_shard_size, chat_form(source))
         report = _proven(claim, hidden, out) if verify else _unproven(claim)
         card = write_card(source, report, parameters, hidden)
     note_elsewhere(source.run, out, card)
@@ -83,8 +85,16 @@ def to_hf(
     return report
 
 
-def write_model(claim: Claim, out: Path, max_shard_size: int | str = "5GB") -> int:
+def write_model(
+    claim: Claim, out: Path, max_shard_size: int | str = "5GB", template: ChatTemplate | None = None
+) -> int:
     """Write weights, configs and tokenizer into a directory that exists, and return the number of parameters.
+
+    Args:
+        claim: the model.
+        out: the directory.
+        max_shard_size: see `to_hf`.
+        template: the chat template that training has seen.
 
     Raises:
         CheckpointError: the weights are not those of the config's model, or have fewer rows than the tokenizer ids.
@@ -105,8 +115,8 @@ def write_model(claim: Claim, out: Path, max_shard_size: int | str = "5GB") -> i
     if (own := named_id(tokenizer, "bos_token")) is not None:
         document["bos_token_id"] = own
     write_json(out / "config.json", document)
-    write_json(out / "generation_config.json", _generation(tokenizer))
-    export_tokenizer(tokenizer, out, train.seq_length)
+    write_json(out / "generation_config.json", with_end_of_turn(_generation(tokenizer), template, tokenizer))
+    export_tokenizer(tokenizer, out, train.seq_length, template)
     return parameters
 
 

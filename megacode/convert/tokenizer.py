@@ -26,6 +26,8 @@ from tokenizers import Regex, decoders, normalizers
 
 from megacode.base.errors import DataError
 from megacode.base.files import write_json
+from megacode.chat.templates import ChatTemplate
+from megacode.convert.chat_form import write_template
 from megacode.convert.exportable import tokenizer_problems
 from megacode.convert.published import read_object
 from megacode.data.tokenizer import Tokenizer, named_token
@@ -38,13 +40,14 @@ _ROLES = ("bos_token", "pad_token", "unk_token")
 _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
 
 
-def export_tokenizer(tokenizer: Tokenizer, out: Path, max_length: int) -> None:
+def export_tokenizer(tokenizer: Tokenizer, out: Path, max_length: int, template: ChatTemplate | None = None) -> None:
     """Write a run's tokenizer into an export.
 
     Args:
         tokenizer: the run's; its end-of-document token becomes eos, and also bos and padding unless others are named.
         out: the export, which exists.
         max_length: the sequence length of training.
+        template: the chat template that training has seen; None: the tokenizer's own, if it has one.
 
     Raises:
         DataError: the tokenizer cannot be exported.
@@ -53,6 +56,8 @@ def export_tokenizer(tokenizer: Tokenizer, out: Path, max_length: int) -> None:
         raise DataError(problems=problems)
     write = _copy_huggingface if tokenizer.kind == "huggingface" else _write_sentencepiece
     settings = write(tokenizer.path, out)
+    if template is not None:
+        settings = write_template(template, out, settings)
     assert tokenizer.eod is not None, "an export needs a token to end texts with"
     # Read back from the written file, so that name and id agree there.
     end = tokenizers.Tokenizer.from_file(str(out / "tokenizer.json")).id_to_token(tokenizer.eod)

@@ -57,6 +57,9 @@ class Manifest:
             `counted`, those that count; None: there is no mask.
         packed: of a data set whose windows were packed, so that none cuts a document: `seq_length`, and `padding`, how
             many of its tokens are padding; None: it is not packed.
+        chat: of a data set of conversations: `template` and its `template_sha256`, `end_of_turn` (token that ends an
+            answer, or None), `loss`, `max_length`, and how many conversations were `truncated`, `dropped_long` and
+            `dropped_without_answer`; None: it is none.
         blocks: `bytes` of a block, and the xxh3-64 of every block of the files `bin`, `idx` and `ids`; None in
             manifests that were made before there were such hashes.
     """
@@ -83,6 +86,7 @@ class Manifest:
     ids_hash: str = ""
     loss_mask: dict[str, Any] | None = None
     packed: dict[str, Any] | None = None
+    chat: dict[str, Any] | None = None
     blocks: dict[str, Any] | None = None
     format: int = _FORMAT
 

@@ -182,6 +182,7 @@ def _check_alike(parts: Sequence[StoredDataset], shuffle_seed: int | None) -> di
         "append_eod": _same("append_eod", parts, False),
         "shuffle_seed": (seed := _seed(parts, shuffle_seed)),
         "packed": _packed(parts, seed),
+        "chat": _chat(parts),
         "bad_lines": sum(manifest.bad_lines for manifest in known),
         "inputs": _inputs(parts, known),
         "decontaminated": common_suites(part.manifest.decontaminated if part.manifest else () for part in parts),
@@ -221,6 +222,16 @@ def _packed(parts: Sequence[StoredDataset], seed: int | None) -> dict[str, int] 
         fix = "merge without --shuffle-seed: training shuffles the windows in every epoch"
         raise ConfigError("a shuffle of documents would take packed windows apart", "--shuffle-seed", fix)
     return {"seq_length": packings[0]["seq_length"], "padding": sum(packed["padding"] for packed in packings if packed)}
+
+
+def _chat(parts: Sequence[StoredDataset]) -> dict[str, Any] | None:
+    """Return how conversations were made, with the counts of all; one template must have written them."""
+    first = _same("chat", parts, None, lambda chat: chat and (chat["template_sha256"][:12], chat["loss"]))
+    if not first:
+        return None
+    all_of = [part.manifest.chat for part in parts if part.manifest and part.manifest.chat]
+    counts = ("truncated", "dropped_long", "dropped_without_answer")
+    return {**first, **{name: sum(chat[name] for chat in all_of) for name in counts}}
 
 
 def _differs(part: StoredDataset, first: StoredDataset, what: str, here: object, there: object) -> DataError:

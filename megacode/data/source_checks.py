@@ -65,6 +65,20 @@ def tokenizer_problems(made_by: Mapping[str, _Facts], run: _Facts | None) -> lis
     return [Problem(f"they were made with different tokenizers: {makers_text}", "sources", fix)]
 
 
+def template_problems(manifests: Mapping[str, Manifest]) -> list[Problem]:
+    """Return the problem of sources whose conversations were written by different chat templates.
+
+    Args:
+        manifests: of the sources that have one, by name.
+    """
+    made_by = {name: str(one.chat["template_sha256"]) for name, one in manifests.items() if one.chat}
+    if len(set(made_by.values())) < 2:
+        return []
+    text = ", ".join(f"{name} by {template[:12]}" for name, template in made_by.items())
+    what = f"different chat templates wrote their conversations: {text}; a model is asked in one form"
+    return [Problem(what, "sources", "make them again with one --chat-template (megacode data chat)")]
+
+
 def notes(data: IndexedDataset, manifest: Manifest | None, source: Source, run: _Facts | None) -> tuple[str, ...]:
     """Return warnings about a source that is usable."""
     warnings = (_declared_size(data, source), _document_ends(data, manifest, run))

@@ -15,6 +15,7 @@ from megacode.data import manifest as manifests
 from megacode.data import objects, source_checks
 from megacode.data.document_form import fill_in_the_middle, form_of
 from megacode.data.indexed import bin_path, idx_path
+from megacode.data.manifest import Manifest
 from megacode.data.source_checks import tokenizer_facts
 from megacode.data.source_stream import SourceStream, check_take
 from megacode.data.tokenizer import load_tokenizer
@@ -116,7 +117,8 @@ def source_sizes(config: RunConfig, allow_declared: bool = False) -> dict[str, S
     objects.use(config.objects)
     sizes: dict[str, SourceSize] = {}
     problems: list[Problem] = []
-    tokenizer, made_by = tokenizer_facts(config.tokenizer), {}
+    tokenizer = tokenizer_facts(config.tokenizer)
+    described: dict[str, Manifest] = {}
     for name, source in sorted(config.sources.items()):
         try:
             # Only a data set that is wholly missing may be planned by its declared size; half of one is damage.
@@ -133,14 +135,16 @@ def source_sizes(config: RunConfig, allow_declared: bool = False) -> dict[str, S
             size = stream.size()
             # Fill in the middle can be planned before the tokenizer is there; the stream then knows nothing of it.
             sizes[name] = replace(size, form=form_of(config, name) or size.form, notes=warnings)
-            if manifest is not None and manifest.tokenizer:
-                made_by[name] = manifest.tokenizer
+            if manifest is not None:
+                described[name] = manifest
         except MegacodeError as error:
             problems += [
                 _with_hint(problem, source.path, name, allow_declared) if absent else problem
                 for problem in error.problems
             ]
+    made_by = {name: manifest.tokenizer for name, manifest in described.items() if manifest.tokenizer}
     problems += source_checks.tokenizer_problems(made_by, tokenizer)
+    problems += source_checks.template_problems(described)
     if problems:
         raise DataError(problems=problems)
     return sizes

@@ -11,11 +11,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from megacode.base.errors import CheckpointError, ConfigError, DataError
 from megacode.base.files import RunDir
+from megacode.chat.answers import end_of_turn
+from megacode.chat.templates import ChatTemplate, TemplateRefusalError
 from megacode.checkpoint.state import TrainState
 from megacode.checkpoint.store import find_checkpoint
 from megacode.eval.hf_model import end_ids, open_model
@@ -150,15 +153,32 @@ class TextWriter:
         """Return a conversation's ids in the model's chat template, up to the start of its answer.
 
         Raises:
-            ConfigError: the model has no chat template.
+            ConfigError: the model has no chat template, or it refuses the conversation.
         """
+        try:
+            text = self._template.render(turns, ask=True)
+        except TemplateRefusalError as error:
+            fix = "omit --system, or --chat: the model then continues a text"
+            raise ConfigError(str(error), f"--chat with {self._where}", fix) from None
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @property
+    def _template(self) -> ChatTemplate:
         # Pre-trained models have none, as a rule.
         if not getattr(self._tokenizer, "chat_template", None):
             message = "this model has no chat template: it was trained on plain text, or its tokenizer lacks one"
             raise ConfigError(message, f"--chat with {self._where}", "omit --chat: the model then continues a text")
-        ids = self._tokenizer.apply_chat_template(list(turns), add_generation_prompt=True, tokenize=True,
-                                                  return_dict=False)  # fmt: skip
-        return list(ids)
+        variables = {name: str(token) for name, token in self._tokenizer.special_tokens_map.items()}
+        return ChatTemplate(self._tokenizer.get_chat_template(), str(self._where), variables)
+
+    @cached_property
+    def _chat_ends(self) -> frozenset[int]:
+        """What ends an answer: what ends a text, and the token that the chat template writes behind an answer."""
+        # Published models name it in their generation config, most others nowhere.
+        added = self._tokenizer.added_tokens_decoder.values()
+        token = end_of_turn(self._template, [str(one) for one in added if one.special])
+        number = self._tokenizer.convert_tokens_to_ids(token) if token else None
+        return self._ends if number is None else self._ends | {number}
 
     def check(self, ids: Sequence[int]) -> None:
         """Check that a prompt leaves room for at least one token.
@@ -170,13 +190,14 @@ class TextWriter:
             message = f"the prompt has {len(ids)} tokens, but the model's context only {self.context}"
             raise DataError(message, str(self._where), f"shorten the prompt to {self.context - 1} tokens or fewer")
 
-    def write(self, ids: Sequence[int], sampling: Sampling, number: int = 0) -> GeneratedText:
+    def write(self, ids: Sequence[int], sampling: Sampling, number: int = 0, *, chat: bool = False) -> GeneratedText:
         """Return a text that continues a prompt; its pieces arrive as they are generated.
 
         Args:
             ids: the prompt's, from `ids` or `chat_ids`.
             sampling: how tokens are chosen.
             number: of the text, from 0; each has its own seed.
+            chat: the ids are from `chat_ids`, and the end of a turn ends the text.
 
         Raises:
             DataError: the prompt fills the model's context.
@@ -184,9 +205,8 @@ class TextWriter:
         self.check(ids)
         # Models without a stated context have no limit here.
         room = sampling.max_new_tokens if self.context is None else self.context - len(ids)
-        return GeneratedText(
-            self._model, self._tokenizer, self._ends, list(ids), room, sampling, sampling.seed + number
-        )
+        ends = self._chat_ends if chat else self._ends
+        return GeneratedText(self._model, self._tokenizer, ends, list(ids), room, sampling, sampling.seed + number)
 
 
 class GeneratedText:

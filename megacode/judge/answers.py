@@ -34,11 +34,13 @@ class Generation:
         max_new_tokens: maximum length of an answer.
         temperature: 0 takes the most likely token each time; above 0, tokens are sampled.
         seed: of the sampling.
+        plain: ask as `PLAIN`, even where the model has a chat template.
     """
 
     max_new_tokens: int = 256
     temperature: float = 0.0
     seed: int = 0
+    plain: bool = False
 
 
 def model_identity(hf_dir: Path) -> dict[str, Any]:
@@ -121,7 +123,8 @@ def _generate(
     model: Any, tokenizer: Any, prompts: Sequence[Prompt], generation: Generation, batch_size: int, where: str
 ) -> Iterator[tuple[Prompt, str]]:
     """Yield prompts with their answers, longest prompts first, so that running out of memory happens at once."""
-    asked = [(prompt, _ids(tokenizer, prompt.text, is_export(Path(where)))) for prompt in prompts]
+    exported = is_export(Path(where))
+    asked = [(prompt, _ids(tokenizer, prompt.text, exported, generation.plain)) for prompt in prompts]
     _check_lengths(asked, generation.max_new_tokens, model.config, where)
     asked.sort(key=lambda pair: len(pair[1]), reverse=True)
     for first in range(0, len(asked), batch_size):
@@ -133,9 +136,9 @@ def _generate(
             yield prompt, text.split(_STOP)[0].strip()
 
 
-def _ids(tokenizer: Any, text: str, exported: bool = False) -> list[int]:
-    """Return a prompt's ids: in the model's chat template if it has one, else as `PLAIN`."""
-    if getattr(tokenizer, "chat_template", None):
+def _ids(tokenizer: Any, text: str, exported: bool = False, plain: bool = False) -> list[int]:
+    """Return a prompt's ids: in the model's chat template if it has one, else, or if wanted so, as `PLAIN`."""
+    if getattr(tokenizer, "chat_template", None) and not plain:
         turns = [{"role": "user", "content": text}]
         ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
         return list(ids)

@@ -19,6 +19,7 @@ from megacode.base.lock import RunLock
 from megacode.base.revision import revision
 from megacode.base.user_paths import refuse_unwritable
 from megacode.capacity.costs import flops_per_token
+from megacode.chat.run_template import record_template
 from megacode.checkpoint.ledger import Ledger
 from megacode.checkpoint.state import TrainState
 from megacode.config.config_file import dump_config
@@ -339,6 +340,7 @@ def _record_run(plan: Plan, run: RunDir) -> None:
     run.create()
     write_text(run.config, dump_config(plan.config))
     write_json(run.plan, plan.document())
+    record_template(plan.config, run)
 
 
 def _meter(plan: Plan, world_size: int, state: TrainState) -> Meter:

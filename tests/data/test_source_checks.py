@@ -95,6 +95,16 @@ def test_sources_of_different_tokenizers_are_refused_by_the_plan(write: Write) -
         plan_run(config_of(one={}, other={}))
 
 
+def test_conversations_of_two_chat_templates_are_refused(write: Write) -> None:
+    for name, template in (("one", "a" * 64), ("other", "a" * 64), ("third", "b" * 64)):
+        write(name, ended=0, tokenizer=ONE, chat={"template_sha256": template})
+    plan_run(config_of(one={}, other={}))
+    with pytest.raises(
+        DataError, match=r"different chat templates wrote .*: one by aaaaaaaaaaaa, third by bbbbbbbbbbbb"
+    ):
+        plan_run(config_of(one={}, third={}))
+
+
 def test_what_a_start_would_refuse_of_the_data_is_refused_by_the_plan(write: Write, tmp_path: Path) -> None:
     write("text", tokenizer=ONE, append_eod=True)
     small = config_of(text={})

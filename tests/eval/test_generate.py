@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -150,6 +151,41 @@ def test_a_chat_is_asked_in_the_models_own_form(model):
     assert writer._tokenizer.decode(writer.chat_ids(turns)) == "[user]hi[a]"
 
 
+def test_an_answer_ends_where_the_template_ends_a_turn(model):
+    from transformers import AddedToken
+
+    form = TEMPLATE.replace("[a]", "[assistant]")
+    writer = TextWriter.open(model, "cpu")
+    writer._tokenizer.chat_template = form
+    ids = writer.chat_ids([{"role": "user", "content": "hi"}])
+    expected = list(writer.write(ids, GREEDY)._generate())
+    letter = writer._tokenizer.convert_ids_to_tokens(expected[5])
+    writer._tokenizer.add_tokens([AddedToken(letter, special=True, normalized=False)], special_tokens=True)
+    end = "{% if m.role == 'assistant' %}" + letter + "{% endif %}"
+    writer._tokenizer.chat_template = form.replace("{{ m.content }}", "{{ m.content }}" + end)
+    text = writer.write(ids, GREEDY, chat=True)
+    assert list(text._generate()) == expected[: expected.index(expected[5])]
+    assert text.ended == "end of text"
+    assert list(writer.write(ids, GREEDY)._generate()) == expected, "a text that is no answer goes past it"
+
+
+def test_a_conversation_may_begin_with_a_system_message(model, tmp_path):
+    own = tmp_path / "model"
+    shutil.copytree(model, own)
+    (own / "chat_template.jinja").write_text(TEMPLATE)
+    asked = ("--prompt", "hi", "--temperature", 0, "--max-new-tokens", 4, "--json")
+    answers = [run(own, *asked, "--chat", *more) for more in ((), ("--system", "Be brief."))]
+    assert [json.loads(found.stdout)["settings"]["system"] for found in answers] == [None, "Be brief."]
+    writer = TextWriter.open(own, "cpu")
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}]
+    expected = "".join(writer.write(writer.chat_ids(turns), Sampling(4, 0), chat=True))
+    assert json.loads(answers[1].stdout)["texts"][0]["text"] == expected
+    assert "--chat" in refusal(own, "--prompt", "a", "--system", "b")
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no system message') }}{% endif %}"
+    (own / "chat_template.jinja").write_text(refusing + TEMPLATE)
+    assert "no system message" in refusal(own, "--prompt", "a", "--chat", "--system", "b")
+
+
 def test_the_text_goes_to_standard_output_and_nothing_else(model, writer):
     result = run(model, "--prompt", "Say it", "--temperature", 0, "--max-new-tokens", 20, "--device", "cpu")
     expected = "".join(writer.write(writer.ids("Say it"), GREEDY))
@@ -224,6 +260,13 @@ def test_a_conversation_remembers_and_forgets_its_oldest_turns(model, caplog):
     assert writer._tokenizer.decode(ids) == "[user]" + "c" * 30 + "[a]"
     assert [turn["content"][0] for turn in turns] == ["c"]
     assert "are dropped" in caplog.text
+    system = {"role": "system", "content": "s"}
+    turns = [
+        system,
+        *({"role": role, "content": letter * 30} for role, letter in (("user", "a"), ("a", "b"), ("user", "c"))),
+    ]
+    generation._chat_ids(writer, turns)
+    assert [turn["content"][0] for turn in turns] == ["s", "c"]
 
 
 def test_a_checkpoint_outside_of_a_run_is_told_how(tmp_path):

@@ -648,8 +648,11 @@ def test_a_model_with_a_chat_form_is_asked_in_it_and_another_form_is_another_mod
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<answer>"
     assert tokenizer.decode(_ids(tokenizer, "why?")) == "<user>why?<answer>"
+    assert tokenizer.decode(_ids(tokenizer, "why?", plain=True)) == PLAIN.format(prompt="why?")
     tokenizer.save_pretrained(model)
     assert model_identity(model) != before
+    plain = Generation(4, plain=True)
+    assert answers(model, PROMPTS[:1], plain, kept(tmp_path, model, plain), device="cpu")[1] == 1
     assert answers(model, PROMPTS[:1], generation, kept(tmp_path, model, generation), device="cpu")[1] == 1
 
 
