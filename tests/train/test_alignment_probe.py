@@ -7,14 +7,17 @@ import math
 import shutil
 import subprocess
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from megacode.base.files import RunDir
+from megacode.config.config_file import load_config
 from megacode.metrics.reader import read_metrics
 from megacode.metrics.sinks import alignment_line
+from megacode.planning.run_plan import make_plan
 
 Megacode = Callable[..., subprocess.CompletedProcess[str]]
 PROBE = "health.alignment_probe={every: 4 iterations, samples: 6}"
@@ -83,6 +86,39 @@ def test_a_run_with_a_probe_is_the_run_without_it_and_resumes_with_the_same_reco
     assert sum('"alignment"' in line for line in run.metrics.read_text().splitlines()) == 5 + 4
     shown = megacode("status", "with", "--json")
     assert shown.returncode == 0, shown.stderr
+
+
+def rolled_back(config: Path, run: str, *overrides: str) -> None:
+    """Train a run that goes back from iteration 10 to 8, as after a spike."""
+    from megacode.train.loop import train
+    from megacode.train.setup import build_trainer
+    from megacode.train.signals import StopSignal
+
+    with ExitStack() as closing:
+        every = "checkpoint={every: 4 iterations}"
+        plan = make_plan(load_config(config, [f"run_dir={run}", every, "train.prefetch=0", *overrides]))
+        trainer = build_trainer(plan, StopSignal(), closing)
+        conclude, spikes = trainer.guard.conclude, [10]
+
+        def forced(result: Any) -> int | None:
+            decision = conclude(result)
+            return 72 if trainer.state.iteration in spikes and spikes.pop() else decision
+
+        trainer.guard.conclude = forced  # type: ignore[method-assign]
+        assert train(trainer) == "finished"
+
+
+@pytest.mark.slow
+def test_after_a_rollback_every_record_counts_once_and_the_run_is_the_same(golden: Path) -> None:
+    rolled_back(golden, "without")
+    rolled_back(golden, "with", "health.alignment_probe={every: 3 iterations, samples: 6}")
+    assert saved("with") == saved("without")
+    assert lines("with", "train") == lines("without", "train")
+    assert sum(line["skipped"] for line in lines("with", "train")) == 1
+    assert [line["iteration"] for line in lines("with", "alignment")] == [3, 6, 9, 12, 15, 18]
+    written = [json.loads(line) for line in RunDir("with").metrics.read_text().splitlines()]
+    found = [line["iteration"] for line in written if line["kind"] == "alignment"]
+    assert found == [3, 6, 9, 9, 12, 15, 18]
 
 
 @pytest.mark.slow
