@@ -110,8 +110,8 @@ def test_a_wrong_export_is_not_pushed(
 
     write = hf.write_model
 
-    def write_wrong(claim: Any, export: Path, max_shard_size: int | str) -> int:
-        parameters = write(claim, export, max_shard_size)
+    def write_wrong(claim: Any, export: Path, *others: Any) -> int:
+        parameters = write(claim, export, *others)
         permute_a_head(export)
         return parameters
 

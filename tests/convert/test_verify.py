@@ -7,6 +7,7 @@ from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -155,8 +156,8 @@ def test_a_wrong_export_is_caught_and_named(name, fault, message, claims, tmp_pa
 def test_a_wrong_export_is_not_published(runs, out, monkeypatch) -> None:
     write = hf.write_model
 
-    def write_wrong(claim: Claim, export: Path, max_shard_size: int | str) -> int:
-        parameters = write(claim, export, max_shard_size)
+    def write_wrong(claim: Claim, export: Path, *others: Any) -> int:
+        parameters = write(claim, export, *others)
         permute_a_head(export)
         return parameters
 

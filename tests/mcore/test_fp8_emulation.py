@@ -100,6 +100,7 @@ def _trained(program: ModuleType, recipe: Fp8 | None) -> list[float]:
     return [step["loss"] for step in program.iterate(parts, 0, 10)]
 
 
+@pytest.mark.slow
 def test_every_recipe_learns_as_fp32_does(trained: dict[str, list[float]]) -> None:
     exact = trained["exact"]
     assert len(trained) == 6

@@ -151,15 +151,16 @@ def test_one_process_resumes_bit_equal(program: ModuleType, tmp_path: Path, name
     assert found["resumed"][0] == found["uninterrupted"]
 
 
-def test_every_setting_resumes_from_every_setting(program: ModuleType, tmp_path: Path, alone: None) -> None:
+@pytest.mark.slow
+def test_every_setting_resumes_from_others(program: ModuleType, tmp_path: Path, alone: None) -> None:
     """Only the rounding of what one of both keeps in less than fp32 differs."""
     configs = {"fp32 whole": {"dtype": "bf16"}, **{name: case(precision) for name, precision in EACH.items()}}
-    names = list(configs)
-    cases = {own: [configs[own], *(configs[name] for name in names if name != own)] for own in names}
+    names, readers = list(configs), ("fp32 whole", "fp8", "all")
+    cases = {own: [configs[own], *(configs[name] for name in readers if name != own)] for own in names}
     resumed_by_name = program.resumes(cases, str(tmp_path))
     assert list(resumed_by_name) == names
-    for found in resumed_by_name.values():
-        assert len(found["resumed"]) == len(names)
+    for own, found in resumed_by_name.items():
+        assert len(found["resumed"]) == 1 + len({*readers} - {own})
         for resumed in found["resumed"]:
             assert furthest(losses(resumed), losses(found["uninterrupted"])) <= 3e-4
 
