@@ -60,7 +60,7 @@ def _figure(
     record: RunRecord, clock: Sequence[ClockSlot], name: str, title: str, kind: str, measure: Measure
 ) -> Figure:
     lines = {other: _points(record, measure, other, name) for other in _others(record, name)}
-    form = "{:+.0%}".format if kind == "transfer" else "{:+.2f}".format
+    form = "{:+z.0%}".format if kind == "transfer" else "{:+.2f}".format
     frame = fig.make_frame(record, fig.HALF, _ends(record, measure))
     marks = [path([(frame.left, frame.y(0)), (frame.right, frame.y(0))], class_="axis")]
     for other, points in lines.items():
@@ -122,7 +122,7 @@ def _cell(line: Json, step: str, loss: str) -> dict[str, Any]:
     kinds = {kind: _of_kind(line, kind, step, loss) for kind in line.get("transfer_by_kind") or {}}
     said = "; ".join(f"{kind} {fig.scientific(value)}" for kind, value in kinds.items() if math.isfinite(value))
     return {
-        "share": fig.texts([share], "{:+.0%}".format)[0],
+        "share": fig.texts([share], "{:+z.0%}".format)[0],
         "nats": fig.texts([nats], fig.scientific)[0],
         "cosine": fig.texts([cosine], "{:+.2f}".format)[0],
         "said": f"nats per token by kind of layer: {said}" if said else "",

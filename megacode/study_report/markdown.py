@@ -195,8 +195,8 @@ def _forgetting(document: StudyReport) -> str:
 
 def _transfer(document: StudyReport) -> str:
     rows = [
-        [row["arm"], row["phase"], f"{row['step']} to {row['loss']}", share_text(row), f"{row['first']:+.0%}",
-         f"{row['last']:+.0%}"]
+        [row["arm"], row["phase"], f"{row['step']} to {row['loss']}", share_text(row), f"{row['first']:+z.0%}",
+         f"{row['last']:+z.0%}"]
         for row in document["transfer_by_phase"]
     ]  # fmt: skip
     head = ["arm", "phase", "step to loss", "mean", "first", "last"]

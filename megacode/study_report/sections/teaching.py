@@ -77,7 +77,7 @@ def _cell(row: PhaseTransfer | None) -> dict[str, Any]:
     seeds = ", ".join(f"{value:+.1%}" for value in row["by_seed"].values())
     return {
         "text": share_text(row),
-        "note": f"{row['first']:+.0%} to {row['last']:+.0%}" if row["measurements"] > 1 else "",
+        "note": f"{row['first']:+z.0%} to {row['last']:+z.0%}" if row["measurements"] > 1 else "",
         "said": f"seeds: {seeds}",
         # In every seed: a mean alone may be one bad seed.
         "hurts": max(row["by_seed"].values()) < 0,
@@ -87,4 +87,4 @@ def _cell(row: PhaseTransfer | None) -> dict[str, Any]:
 def share_text(row: PhaseTransfer) -> str:
     """Return a mean share with its interval over seeds, if there is one: `+31% ± 4`."""
     half = "" if row["high"] is None else f" ± {100 * (row['high'] - row['value']):.0f}"
-    return f"{row['value']:+.0%}{half}"
+    return f"{row['value']:+z.0%}{half}"
