@@ -68,14 +68,17 @@ def test_a_killed_run_and_killed_mirrors_continue_their_curves(golden: Path, tmp
     run, uri = RunDir(tmp_path / "run"), f"sqlite:///{tmp_path}/mlflow.db"
     mirrors = f"{{wandb: {{project: p, mode: offline}}, mlflow: {{tracking_uri: '{uri}'}}, wait: 10m}}"
     first = start(golden, run, mirrors)
-    wait_until(lambda: min(rows(run, "wandb"), rows(run, "mlflow")) >= 20 and run.latest.exists(), first)
+    train_until(first, run, 20)
+    wait_until(lambda: min(rows(run, "wandb"), rows(run, "mlflow")) >= 20, first)
     first.kill()
     first.wait()
     reached = losses(run)[-1][0]
     # The mirrors of the killed run send what is there, and end.
     wait_until(lambda: not list(run.mirrors.glob("*.lock")))
     second = start(golden, run, mirrors)
+    train_until(second, run, reached + 25)
     wait_until(lambda: rows(run, "wandb") > reached + 20 and (run.mirrors / "mlflow.lock").exists(), second)
+    second.send_signal(signal.SIGCONT)
     for name in ("wandb", "mlflow"):
         os.kill(read_json(run.mirrors / f"{name}.lock")["pid"], signal.SIGKILL)
     (run.path / "stop").touch()
@@ -117,6 +120,12 @@ def start(config: Path, run: RunDir, mirrors: str) -> subprocess.Popen[bytes]:
     command = child_processes.command(["train", str(config), *overrides, "phases.balanced.iterations=400000"])
     with Path(f"{run.path}.log").open("ab") as log:
         return subprocess.Popen(command, stderr=log)
+
+
+def train_until(process: subprocess.Popen[bytes], run: RunDir, iteration: int) -> None:
+    """Halt a run that has reached an iteration and saved: it would train while its mirrors import their libraries."""
+    wait_until(lambda: run.latest.exists() and losses(run)[-1][0] >= iteration, process)
+    process.send_signal(signal.SIGSTOP)
 
 
 def rows(run: RunDir, name: str) -> int:
