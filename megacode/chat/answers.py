@@ -45,12 +45,12 @@ def render(template: ChatTemplate, names: SpecialNames, messages: Sequence[Messa
         UnmarkedError: the template does not show where answers begin and end.
     """
     quoted = [names.quoted(message) for message in messages]
-    found = (_marked if template.marks_answers else _derived)(template, names, quoted)
-    if not QUOTED.search(found.text):
-        return found
+    rendered = (_marked if template.marks_answers else _derived)(template, names, quoted)
+    if not QUOTED.search(rendered.text):
+        return rendered
     # Spelled out, a token takes more characters: what lies behind it moves.
-    places = [tuple(len(names.spelled(found.text[:place])) for place in span) for span in found.answers]
-    return Rendered(names.spelled(found.text), tuple((first, end) for first, end in places), found.ended)
+    places = [tuple(len(names.spelled(rendered.text[:place])) for place in span) for span in rendered.answers]
+    return Rendered(names.spelled(rendered.text), tuple((first, end) for first, end in places), rendered.ended)
 
 
 def render_whole(template: ChatTemplate, names: SpecialNames, messages: Sequence[Message]) -> Rendered:
@@ -141,9 +141,9 @@ def end_of_turn(template: ChatTemplate, specials: Sequence[str]) -> str | None:
     # Some templates want a system message, and some refuse one.
     for messages in (example, [{"role": "system", "content": "Be brief."}, *example]):
         try:
-            found = render(template, names, messages)
+            rendered = render(template, names, messages)
         except (ValueError, UnmarkedError):
             continue
-        last = found.text[found.answers[-1][1] - 1] if found.answers else ""
+        last = rendered.text[rendered.answers[-1][1] - 1] if rendered.answers else ""
         return names.full(last) if WRITTEN.match(last) else None
     return None

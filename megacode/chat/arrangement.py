@@ -76,7 +76,7 @@ def _without_answer(spool: EncodedSpool, long: npt.NDArray[np.int64], limit: int
 
 def _too_long(whole: npt.NDArray[np.int64], long: npt.NDArray[np.int64], limit: int, longest: str) -> DataError:
     tokens, lost = int(whole[long].sum()), int((whole[long] - limit).sum())
-    what = (
+    message = (
         f"{len(long):,} of {len(whole):,} conversations are longer than {limit:,} tokens; "
         f"the longest has {int(whole.max()):,}"
     )
@@ -84,4 +84,4 @@ def _too_long(whole: npt.NDArray[np.int64], long: npt.NDArray[np.int64], limit: 
         f"give --truncate (loses {format_count(lost)} of {format_count(int(whole.sum()))} tokens), "
         f"--drop-long (loses {format_count(tokens)}), or a greater length"
     )
-    return DataError(what, longest, fix)
+    return DataError(message, longest, fix)

@@ -92,5 +92,5 @@ class ChatJob:
             option = "--truncate" if self.truncate else "--drop-long"
             raise ConfigError("no length is given", option, "give --max-length N or --pack SEQ_LENGTH as well")
         if self.pack is not None and self.max_length is not None and self.max_length > self.pack:
-            what = f"{self.max_length:,} tokens do not fit into a window of {self.pack:,}"
-            raise ConfigError(what, "--max-length", "give --pack or less, or leave it out")
+            message = f"{self.max_length:,} tokens do not fit into a window of {self.pack:,}"
+            raise ConfigError(message, "--max-length", "give --pack or less, or leave it out")

@@ -187,8 +187,10 @@ def _tell(job: ChatJob, tokenizer: Tokenizer, template: ChatTemplate, made: Mani
     # All three, so that a user who looks for one sees that it did not happen.
     left_out = [made.chat[name] for name in ("truncated", "dropped_long", "dropped_without_answer")]
     if any(left_out):
-        what = "%s conversations were truncated to %s tokens, %s dropped as too long, %s dropped as no answer was left"
-        _LOG.warning(what, f"{left_out[0]:,}", f"{job.limit:,}", f"{left_out[1]:,}", f"{left_out[2]:,}")
+        message = (
+            "%s conversations were truncated to %s tokens, %s dropped as too long, %s dropped as no answer was left"
+        )
+        _LOG.warning(message, f"{left_out[0]:,}", f"{job.limit:,}", f"{left_out[1]:,}", f"{left_out[2]:,}")
     if read.bad_lines:
         tell_skipped("", read.bad_lines, read.examples)
     _warn_of_template(tokenizer, template, made)
@@ -197,8 +199,8 @@ def _tell(job: ChatJob, tokenizer: Tokenizer, template: ChatTemplate, made: Mani
 def _warn_of_template(tokenizer: Tokenizer, template: ChatTemplate, made: Manifest) -> None:
     unknown = sorted(set(_LOOKS_SPECIAL.findall(template.text)) - set(tokenizer.added))
     if unknown:
-        what = "the chat template writes %s, which are no tokens of the tokenizer: each is several tokens of text"
-        _LOG.warning(what, ", ".join(unknown))
+        message = "the chat template writes %s, which are no tokens of the tokenizer: each is several tokens of text"
+        _LOG.warning(message, ", ".join(unknown))
     assert made.chat is not None
     if made.chat["end_of_turn"] is None and not made.append_eod:
         _LOG.warning("no special token ends an answer: programs that generate need another sign to stop at")

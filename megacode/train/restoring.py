@@ -91,9 +91,9 @@ def pick(
     return choice
 
 
-def _note_corrupt(events: Events | None, path: Path, what: str) -> None:
+def _note_corrupt(events: Events | None, path: Path, message: str) -> None:
     if events is not None:
-        events.write("corrupt", iteration=RunDir.iteration_of(path), checkpoint=path.name, what=what)
+        events.write("corrupt", iteration=RunDir.iteration_of(path), checkpoint=path.name, what=message)
 
 
 def step_back(run: RunDir, choice: FoundCheckpoint, events: Events | None) -> None:

@@ -41,9 +41,9 @@ def check_moments(checkpoint: Path) -> None:
         CheckpointError: it holds weights only.
     """
     if not any(name.startswith(f"{MOMENTS[1]}.") for name in Index.read(checkpoint).tensors):
-        what = "it holds weights only, no second moments, so the optimizer's step is not known"
+        message = "it holds weights only, no second moments, so the optimizer's step is not known"
         fix = "give --plain to measure steps along the plain gradient, or a checkpoint of training"
-        raise CheckpointError(what, str(checkpoint), fix)
+        raise CheckpointError(message, str(checkpoint), fix)
 
 
 def _alone(config: RunConfig) -> RunConfig:

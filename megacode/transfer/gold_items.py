@@ -61,8 +61,8 @@ def read_suite(suite: str, checkpoint: Path, tasks_dir: Path | None) -> Suite:
     Raises:
         ConfigError: there is no such suite.
     """
-    found = load_suite(suite, checkpoint, tasks_dir)
-    return replace(found, samples={}) if found.gold_answers is None else found
+    loaded = load_suite(suite, checkpoint, tasks_dir)
+    return replace(loaded, samples={}) if loaded.gold_answers is None else loaded
 
 
 def gold_tasks(suite: Suite, most: int, without: Sequence[str] = ()) -> list[AskedTask]:
@@ -111,13 +111,13 @@ def _items(name: str, task: Any, most: int, cluster: str | None) -> AskedTask:
     except (OSError, MemoryError):
         raise
     except Exception as error:  # a task's own templates and code, and the libraries below them
-        what = f"its questions cannot be made: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise DataError(what, f"task {name}", f"fix it, or exclude it: --without {name}") from error
+        message = f"its questions cannot be made: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise DataError(message, f"task {name}", f"fix it, or exclude it: --without {name}") from error
     items = [_item(name, instance, cluster) for instance in task.instances]
     # What separates question and answer is no answer.
     if empty := [item.number for item in items if not item.answer.strip()]:
-        what = f"{len(empty)} of {len(items)} items have no gold answer, the first is item {empty[0]}"
-        raise DataError(what, f"task {name}", f"its test data may be published without answers: --without {name}")
+        message = f"{len(empty)} of {len(items)} items have no gold answer, the first is item {empty[0]}"
+        raise DataError(message, f"task {name}", f"its test data may be published without answers: --without {name}")
     return AskedTask(name, items, count)
 
 

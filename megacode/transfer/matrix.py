@@ -114,8 +114,8 @@ def _checked(path: Path, options: TransferOptions) -> _Question:
     for task in tasks:
         question.answers[task.name] = answer_tokens(tokenizer, task.items, source.config.train.seq_length)
         if cut := sum(item.cut > 0 for item in question.answers[task.name]):
-            what = "%s: %d of %d items exceed the context of %d tokens; their beginning was cut"
-            log.warning(what, task.name, cut, len(task.items), source.config.train.seq_length)
+            message = "%s: %d of %d items exceed the context of %d tokens; their beginning was cut"
+            log.warning(message, task.name, cut, len(task.items), source.config.train.seq_length)
     return question
 
 
@@ -222,15 +222,15 @@ def _task(task: AskedTask, question: _Question, sums: TaskSums, rate: float, lev
 
 
 def _entry(sums: TaskSums, number: int, clusters: Sequence[str | None], rate: float, level: float) -> Json:
-    found = interval(sums.contributions[number], sums.tokens, clusters, sums.without_group[number], level)
-    value, half = rate * found.value, rate * found.half_width
+    transfer = interval(sums.contributions[number], sums.tokens, clusters, sums.without_group[number], level)
+    value, half = rate * transfer.value, rate * transfer.half_width
     verdict = "unclear" if not abs(value) > half else "helps" if value > 0 else "hurts"
     return {
         "value": value,
-        "standard_error": rate * found.error,
+        "standard_error": rate * transfer.error,
         "low": value - half,
         "high": value + half,
-        "variance_of_items": found.of_items,
+        "variance_of_items": transfer.of_items,
         "verdict": verdict,
         "cosine": sums.cosines[number],
         "by_kind": {kind: rate * float(part[number]) / float(sums.tokens.sum()) for kind, part in sums.by_kind.items()},

@@ -127,15 +127,15 @@ class _Passes:
 
     def task(self, items: Sequence[MakeBatch], steps: Sequence[Gradient]) -> tuple[TaskSums, Gradient]:
         """Return what the second pass finds of a task, and the gradient of its summed loss, on the host."""
-        total, tokens, losses, found = None, [], [], []
+        total, tokens, losses, products = None, [], [], []
         for gradient, count, nats in self._gradients(items):
             # The gradient is of the mean over the answer's tokens.
-            found.append(count * self._products(steps, [gradient]).places[:, :, 0])
+            products.append(count * self._products(steps, [gradient]).places[:, :, 0])
             total = _added(total, gradient, count)
             tokens.append(count)
             losses.append(nats)
         assert total is not None
-        places = torch.stack(found)
+        places = torch.stack(products)
         by_kind = {
             kind: np.asarray(matrix)[:, 0] for kind, matrix in InnerProducts(places.sum(0)[:, :, None]).by_kind.items()
         }

@@ -48,15 +48,15 @@ def answer_tokens(tokenizer: Tokenizer, items: Sequence[GoldItem], context: int)
     kept = [item.question.rstrip() for item in items]
     wholes = tokenizer.encode_each([item.question + item.answer for item in items])
     questions = tokenizer.encode_each(kept)
-    found = []
+    encoded = []
     for whole, question in zip(wholes, questions, strict=True):
         begin = [] if question else [tokenizer.eod]
         answer = len(whole) - len(question)
         # The last token is a label only.
         ids = [*begin, *whole][-(context + 1) :]
         cut = len(begin) + len(whole) - len(ids)
-        found.append(AnswerTokens(ids, min(answer, len(ids) - 1), cut))
-    return found
+        encoded.append(AnswerTokens(ids, min(answer, len(ids) - 1), cut))
+    return encoded
 
 
 def answer_batch(item: AnswerTokens, eod: int, context: int) -> MicroBatch:

@@ -53,7 +53,7 @@ def open_windows(config: RunConfig, tokenizer_hash: str, asked: Sequence[str], s
     names = [one.partition("=")[0].strip() for one in asked or sorted(config.sources)]
     if problems := list(_problems(config, asked, names)):
         raise ConfigError(problems=problems)
-    found: list[SourceWindows] = []
+    sources: list[SourceWindows] = []
     failed: list[Problem] = []
     vocabulary = vocabulary_size(config)
     for name, text in zip(names, asked or names, strict=True):
@@ -63,36 +63,36 @@ def open_windows(config: RunConfig, tokenizer_hash: str, asked: Sequence[str], s
             manifest = manifests.check(opened.stream.prefix)
             manifests.check_tokenizer(opened.stream.prefix, manifest, tokenizer_hash)
             opened.stream.check_vocabulary(vocabulary)
-            found.append(opened)
+            sources.append(opened)
         except MegacodeError as error:
             failed += error.problems
     if failed:
         raise DataError(problems=failed)
-    for opened in found:
+    for opened in sources:
         if (count := len(opened.first_tokens)) < samples:
             log.warning("%s has %d windows, fewer than --samples %d", opened.name, count, samples)
-    return found
+    return sources
 
 
 def _problems(config: RunConfig, asked: Sequence[str], names: Sequence[str]) -> list[Problem]:
-    found = []
+    problems = []
     for name in dict.fromkeys(name for name in names if names.count(name) > 1):
-        found.append(Problem("this source is named twice", f"--sources {name}", "name each once"))
+        problems.append(Problem("this source is named twice", f"--sources {name}", "name each once"))
     for text, name in zip(asked or names, names, strict=True):
         where = f"--sources {text}"
         if "=" in text:
             if not name or not text.partition("=")[2].strip():
                 fix = "write NAME=PREFIX, the path of PREFIX.bin without its ending"
-                found.append(Problem("it names no data set", where, fix))
+                problems.append(Problem("it names no data set", where, fix))
         elif name not in config.sources:
             close = get_close_matches(name, config.sources, n=1)
             known = f"did you mean {close[0]!r}?" if close else f"its sources are {', '.join(config.sources)};"
             fix = f"{known} NAME=PREFIX names another data set"
-            found.append(Problem(f"the run has no source {name!r}", where, fix))
+            problems.append(Problem(f"the run has no source {name!r}", where, fix))
         elif config.validation.fraction == 0:
             fix = f"name it as a data set, whose windows training may have read: {name}={config.sources[name].path}"
-            found.append(Problem("this source holds out nothing: validation.fraction is 0", where, fix))
-    return found
+            problems.append(Problem("this source holds out nothing: validation.fraction is 0", where, fix))
+    return problems
 
 
 def _held_out(config: RunConfig, name: str, samples: int) -> SourceWindows:
@@ -118,5 +118,5 @@ def _other(config: RunConfig, name: str, prefix: str, samples: int) -> SourceWin
 
 def _enough(name: str, prefix: str, windows: int) -> None:
     if windows < LEAST:
-        what = f"it has {windows} windows to measure on, and an interval needs at least {LEAST}"
-        raise DataError(what, f"source {name} ({prefix})", "hold out more of it, or name a longer data set")
+        message = f"it has {windows} windows to measure on, and an interval needs at least {LEAST}"
+        raise DataError(message, f"source {name} ({prefix})", "hold out more of it, or name a longer data set")

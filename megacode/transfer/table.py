@@ -69,7 +69,7 @@ def _foot(document: Json, exponent: int) -> Iterator[str]:
 def _verdicts(task: Json) -> str:
     """Return what is clear of a task: `boolq: helped by text; hurt by code, math`."""
     parts = []
-    for verdict, said in (("helps", "helped by"), ("hurts", "hurt by")):
+    for verdict, phrase in (("helps", "helped by"), ("hurts", "hurt by")):
         names = [name for name, entry in task["transfer"].items() if entry["verdict"] == verdict]
-        parts += [f"{said} {', '.join(names)}"] if names else []
+        parts += [f"{phrase} {', '.join(names)}"] if names else []
     return f"{task['task']}: {'; '.join(parts)}" if parts else ""
