@@ -42,6 +42,7 @@ def messages_of(row: Mapping[str, Any]) -> list[Message]:
     """
     if row.get("tools"):
         raise ValueError("it has tools, which are not supported")
+    # Not `in`: Parquet has every column in every row, and None where a record lacks it.
     if row.get("messages") is not None:
         if row.get("prompt") is not None or row.get("completion") is not None:
             raise ValueError("it has messages, and a prompt or completion as well")

@@ -113,6 +113,7 @@ def _renamed(document: dict[str, Any], new: dict[str, str]) -> dict[str, Any]:
         {**token, "content": new.get(token["content"], token["content"])}
         for token in document.get("added_tokens") or []
     ]
+    # Truncation would cut long conversations without a word, and padding would lengthen short ones.
     nothing = dict.fromkeys(("post_processor", "truncation", "padding"))
     return {**document, **nothing, "model": model, "added_tokens": added}
 
@@ -152,6 +153,7 @@ _NOTHING = Pieces(*(np.zeros(0, np.int64) for _ in range(3)))
 
 def _adds_nothing(encoder: TextEncoder) -> bool:
     """Return whether an encoder puts nothing before a text; some put a space there."""
+    # A space would go before the line feed, not before `a`: equal tokens show that none was added.
     alone, behind = (encoder.encode([text])[0].ids.tolist() for text in ("a", "\na"))
     return bool(behind[-len(alone) :] == alone)
 
@@ -181,6 +183,7 @@ class ChatEncoder:
     def encode(self, conversations: Sequence[Sequence[Message]]) -> list[Encoded | Fault]:
         """Encode conversations, or return what is wrong with one."""
         rendered = [self._rendered(messages) for messages in conversations]
+        # In one call: Hugging Face's tokenizers can encode a batch in several threads.
         pieces = iter(self._text.encode([item.text for item in rendered if isinstance(item, Rendered)]))
         return [self._encoded(item, next(pieces)) if isinstance(item, Rendered) else item for item in rendered]
 
@@ -213,6 +216,7 @@ class ChatEncoder:
             pieces = Pieces.joined([(first, part) for (first, _), part in zip(cuts, parts, strict=True)])
         counted = np.full(len(pieces.ids), self._loss == "all")
         for first, end in rendered.answers:
+            # A token belongs to an answer if it begins there, also where it ends behind it.
             counted[np.searchsorted(pieces.firsts, first) : np.searchsorted(pieces.firsts, end)] = True
         return self._ended(rendered, pieces.ids, counted)
 

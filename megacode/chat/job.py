@@ -82,6 +82,7 @@ class ChatJob:
             ConfigError: two of them contradict each other, or a number makes no sense.
         """
         for option, value in (("--pack", self.pack), ("--max-length", self.max_length), ("--workers", self.workers)):
+            # A single token has no token before it to be predicted from.
             least = 1 if option == "--workers" else 2
             if value is not None and value < least:
                 raise ConfigError(f"{value} is too small", option, f"give {least} or more")

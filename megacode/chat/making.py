@@ -67,6 +67,7 @@ def make_chat(job: ChatJob) -> Manifest:
             try:
                 read = read_conversations(job, inputs, template, spool)
             finally:
+                # Only writing ends here: the files are mapped, and read until the data set is written.
                 spool.close()
             arranged = arrange(job, spool, read.longest)
             facts = {**_chat_facts(job, template, turn, arranged), **_facts(job, tokenizer, inputs, read, arranged)}
@@ -83,6 +84,7 @@ def make_chat(job: ChatJob) -> Manifest:
 @contextmanager
 def _scratch(prefix: Path) -> Iterator[Path]:
     """Yield an empty directory beside a data set, which is removed at the end; also what a kill has left of it."""
+    # Not in /tmp: it becomes as large as the data set, and belongs on the disk chosen for that.
     directory = prefix.with_name(f".{prefix.name}.chat")
     remove(directory)
     directory.mkdir(parents=True)
@@ -151,6 +153,7 @@ def _batches(arranged: Arrangement) -> Iterator[tuple[int, int]]:
     first = 0
     while first < len(ends):
         before = int(ends[first - 1]) if first else 0
+        # At least one, however long it is: else the loop would never get past one of more tokens.
         end = max(first + 1, int(np.searchsorted(ends, before + _BATCH_TOKENS, side="right")))
         yield first, end
         first = end

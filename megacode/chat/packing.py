@@ -64,6 +64,7 @@ class _Rooms:
         word = length >> _BITS
         bits = self._words[word] >> (length & _WORD)
         if bits:
+            # In the word of this length; else below, in the first later word that has any window.
             room = length + _lowest(bits)
         else:
             above = self._top >> (word + 1)
@@ -72,6 +73,7 @@ class _Rooms:
             word += 1 + _lowest(above)
             room = (word << _BITS) + _lowest(self._words[word])
         waiting = self._windows[room]
+        # Any of them would do, but it must be the same one on every machine.
         window = waiting.pop()
         if not waiting:
             self._words[word] ^= 1 << (room & _WORD)

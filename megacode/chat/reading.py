@@ -54,6 +54,7 @@ def read_conversations(
     reading, sizes = _Reading(job, template, spool), sizes_of(inputs)
     with PassProgress("encoding", sum(sizes), job.log_interval) as progress:
         reader = _read(inputs, job.skip_bad_lines)
+        # closing: an error ends the pool's processes at once, not when the generator is collected.
         with closing(encode_records(reader, settings, _processes(job, inputs, sum(sizes)))) as encoded:
             for records, first, rows in encoded:
                 reading.add(records, first, rows)
@@ -78,6 +79,7 @@ def _processes(job: ChatJob, inputs: Sequence[Path], size: int) -> int:
 
 def _read(inputs: Sequence[Path], skip_bad: bool) -> Iterator[Records]:
     for path in inputs:
+        # Numbers of lines are found only for the few that a message names.
         yield from read_records(path, skip_bad=skip_bad, numbered=False)
 
 

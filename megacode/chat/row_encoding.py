@@ -94,6 +94,7 @@ def encode_records(
     batches = (
         (records, first, [_parsed(row, settings.id_key) for row in records.rows[first : first + _ROWS]])
         for records in reader
+        # Once even without rows: lines that were skipped are counted with the first part.
         for first in range(0, max(1, len(records.rows)), _ROWS)
     )
     if processes == 1:

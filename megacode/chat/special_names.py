@@ -29,6 +29,7 @@ class SpecialNames:
     def __init__(self, names: Sequence[str]) -> None:
         # The longest first: one name may begin with another.
         ordered = sorted(dict.fromkeys(name for name in names if name), key=len, reverse=True)
+        # `(?!)` matches nothing: an empty pattern would match between all characters.
         self._pattern = re.compile("|".join(map(re.escape, ordered)) or "(?!)")
         self._written = {name: chr(_WRITTEN + number) for number, name in enumerate(ordered)}
         self._quoted = {name: chr(_QUOTED + number) for number, name in enumerate(ordered)}

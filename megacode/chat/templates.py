@@ -151,6 +151,7 @@ def template_variables(tokenizer: Tokenizer) -> dict[str, str]:
     own = {}
     if tokenizer.kind == "huggingface":
         own = {role: name for role in _ROLES if (name := named_token(tokenizer.path.parent, role))}
+    # Without a token of their own, the beginning and padding have the end of text, as in an export.
     both = {"eos_token": end, "bos_token": own.get("bos_token", end), "pad_token": own.get("pad_token", end)}
     return {role: name for role, name in {**own, **both}.items() if name}
 

@@ -135,6 +135,7 @@ def check_whole(path: Path, state: TrainState) -> None:
     damaged = _damage(path, state)
     if damaged:
         fix = "name another checkpoint, or restore it from a copy"
+        # All ranks raise the same error, so that rank 0 alone prints it.
         error = CheckpointError(damaged, str(path), fix)
         error.of_all_ranks = True
         raise error

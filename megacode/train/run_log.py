@@ -135,4 +135,5 @@ class RunLog:
 
 def seconds_since_start() -> float:
     """Return the seconds since this process started."""
+    # From the system's record of the process: slow imports before this module count, too.
     return round(time.time() - process_start(), 3)

@@ -50,6 +50,7 @@ def open_windows(config: RunConfig, tokenizer_hash: str, asked: Sequence[str], s
         ConfigError: an unknown source, one that holds out nothing, or one named twice.
         DataError: a data set cannot be read, is too short, or was made with another tokenizer; all at once.
     """
+    # Sorted, so that columns have one order whatever the order in the config.
     names = [one.partition("=")[0].strip() for one in asked or sorted(config.sources)]
     if problems := list(_problems(config, asked, names)):
         raise ConfigError(problems=problems)
@@ -58,10 +59,12 @@ def open_windows(config: RunConfig, tokenizer_hash: str, asked: Sequence[str], s
     vocabulary = vocabulary_size(config)
     for name, text in zip(names, asked or names, strict=True):
         prefix = text.partition("=")[2].strip()
+        # Every source is tried before an error is raised: one call shows all that is wrong.
         try:
             opened = _other(config, name, prefix, samples) if "=" in text else _held_out(config, name, samples)
             manifest = manifests.check(opened.stream.prefix)
             manifests.check_tokenizer(opened.stream.prefix, manifest, tokenizer_hash)
+            # An id beyond the vocabulary would end as an illegal memory access on a GPU.
             opened.stream.check_vocabulary(vocabulary)
             sources.append(opened)
         except MegacodeError as error:
@@ -108,6 +111,7 @@ def _other(config: RunConfig, name: str, prefix: str, samples: int) -> SourceWin
     manifest = manifests.read(prefix)
     # Conversations are asked about as they would be trained on.
     loss: Loss = "answers" if manifest is not None and manifest.loss_mask is not None else "all"
+    # 0.0: no part of it is held out, so windows are spread over all of it.
     stream = SourceStream(name, prefix, 0.0, length, loss=loss)
     count = windows(stream.train_tokens, length, stream.packed)
     _enough(name, prefix, count)
