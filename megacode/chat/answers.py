@@ -45,12 +45,12 @@ def render(template: ChatTemplate, names: SpecialNames, messages: Sequence[Messa
         UnmarkedError: the template does not show where answers begin and end.
     """
     quoted = [names.quoted(message) for message in messages]
-    found = (_marked if template.marks_answers else _derived)(template, names, quoted)
-    if not QUOTED.search(found.text):
-        return found
+    rendered = (_marked if template.marks_answers else _derived)(template, names, quoted)
+    if not QUOTED.search(rendered.text):
+        return rendered
     # Spelled out, a token takes more characters: what lies behind it moves.
-    places = [tuple(len(names.spelled(found.text[:place])) for place in span) for span in found.answers]
-    return Rendered(names.spelled(found.text), tuple((first, end) for first, end in places), found.ended)
+    places = [tuple(len(names.spelled(rendered.text[:place])) for place in span) for span in rendered.answers]
+    return Rendered(names.spelled(rendered.text), tuple((first, end) for first, end in places), rendered.ended)
 
 
 def render_whole(template: ChatTemplate, names: SpecialNames, messages: Sequence[Message]) -> Rendered:
@@ -66,6 +66,8 @@ def render_whole(template: ChatTemplate, names: SpecialNames, messages: Sequence
 def _marked(template: ChatTemplate, names: SpecialNames, messages: Sequence[Message]) -> Rendered:
     raw, marks = template.render_marked(messages)
     text = names.short(raw)
+    # Marks are places in the long text: what precedes them is shortened to find theirs in the short one.
+    # A mark around nothing has no token to learn.
     spans = [(len(names.short(raw[:first])), len(names.short(raw[:end]))) for first, end in marks if first < end]
     spans = [(first, _with_end(text, first, end)) for first, end in spans]
     wanted = [message["content"].strip() for message in messages if message["role"] == "assistant"]
@@ -77,6 +79,7 @@ def _marked(template: ChatTemplate, names: SpecialNames, messages: Sequence[Mess
         if at < 0:
             raise UnmarkedError(f"its marks leave out the answer {content[:40]!r}")
         at += len(content)
+    # A mark that ends with the answer's own words holds nothing that the model could learn to stop at.
     ended = all(not wanted or not text[first:end].rstrip().endswith(tuple(wanted)) for first, end in spans)
     return Rendered(text, tuple(spans), ended)
 
@@ -93,6 +96,7 @@ def _derived(template: ChatTemplate, names: SpecialNames, messages: Sequence[Mes
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
+        # Up to two more renderings for each answer: the work grows with the square of the number of turns.
         prompt = names.short(template.render(messages[:number], ask=True))
         if not text.startswith(prompt):
             asked = f"with the beginning of an answer it writes {_tail(prompt, text, names)!r}"
@@ -102,6 +106,8 @@ def _derived(template: ChatTemplate, names: SpecialNames, messages: Sequence[Mes
             # What follows the last message alone (an end of text) is no part of an earlier one.
             until = _shared(text, names.short(template.render(messages[: number + 1])))
         content = message["content"].strip()
+        # Stripped above, as many templates strip it. What they write before it, such as an empty thought, is
+        # a part of the answer: the model has to write that, too.
         at = text.find(content, len(prompt), until)
         if at < 0:
             raise UnmarkedError(f"it does not write message {number + 1}, {content[:40]!r}, as it is behind its prompt")
@@ -114,6 +120,7 @@ def _derived(template: ChatTemplate, names: SpecialNames, messages: Sequence[Mes
 
 def _shared(text: str, other: str) -> int:
     """Return how many characters two texts share at their beginning."""
+    # By halves: a comparison of two slices is far faster than a loop over characters.
     low, high = 0, min(len(text), len(other))
     while low < high:
         middle = (low + high + 1) // 2
@@ -141,9 +148,9 @@ def end_of_turn(template: ChatTemplate, specials: Sequence[str]) -> str | None:
     # Some templates want a system message, and some refuse one.
     for messages in (example, [{"role": "system", "content": "Be brief."}, *example]):
         try:
-            found = render(template, names, messages)
+            rendered = render(template, names, messages)
         except (ValueError, UnmarkedError):
             continue
-        last = found.text[found.answers[-1][1] - 1] if found.answers else ""
+        last = rendered.text[rendered.answers[-1][1] - 1] if rendered.answers else ""
         return names.full(last) if WRITTEN.match(last) else None
     return None

@@ -45,10 +45,12 @@ def arrange(job: ChatJob, spool: EncodedSpool, longest: str) -> Arrangement:
         DataError: some are too long, and neither flag says what becomes of them; or none is left.
     """
     whole = spool.lengths.astype(np.int64)
+    # Without a limit the longest conversation is the limit, so nothing exceeds it.
     limit = job.limit or int(whole.max(initial=1))
     long = np.flatnonzero(whole > limit)
     if len(long) and not (job.truncate or job.drop_long):
         raise _too_long(whole, long, limit, longest)
+    # A cut may take all that counts, as behind a long prompt: then nothing is left to learn.
     dropped = long if job.drop_long else _without_answer(spool, long, limit)
     kept = np.setdiff1d(np.arange(len(whole)), dropped, assume_unique=True)
     if not len(kept):
@@ -60,6 +62,7 @@ def arrange(job: ChatJob, spool: EncodedSpool, longest: str) -> Arrangement:
     if job.pack is None:
         order = in_order(len(kept), job.shuffle_seed)
         return Arrangement(kept[order], lengths[order], np.zeros(len(kept), np.int64), *facts)
+    # Packed windows are always shuffled, so that a seed is needed even where none was given.
     packing = pack(lengths, job.pack, job.shuffle_seed or 0)
     placed = lengths[packing.order]
     padding = np.zeros(len(kept), np.int64)
@@ -76,7 +79,7 @@ def _without_answer(spool: EncodedSpool, long: npt.NDArray[np.int64], limit: int
 
 def _too_long(whole: npt.NDArray[np.int64], long: npt.NDArray[np.int64], limit: int, longest: str) -> DataError:
     tokens, lost = int(whole[long].sum()), int((whole[long] - limit).sum())
-    what = (
+    message = (
         f"{len(long):,} of {len(whole):,} conversations are longer than {limit:,} tokens; "
         f"the longest has {int(whole.max()):,}"
     )
@@ -84,4 +87,4 @@ def _too_long(whole: npt.NDArray[np.int64], long: npt.NDArray[np.int64], limit: 
         f"give --truncate (loses {format_count(lost)} of {format_count(int(whole.sum()))} tokens), "
         f"--drop-long (loses {format_count(tokens)}), or a greater length"
     )
-    return DataError(what, longest, fix)
+    return DataError(message, longest, fix)

@@ -42,18 +42,19 @@ def messages_of(row: Mapping[str, Any]) -> list[Message]:
     """
     if row.get("tools"):
         raise ValueError("it has tools, which are not supported")
+    # Not `in`: Parquet has every column in every row, and None where a record lacks it.
     if row.get("messages") is not None:
         if row.get("prompt") is not None or row.get("completion") is not None:
             raise ValueError("it has messages, and a prompt or completion as well")
-        found = _list_of(row["messages"], "messages")
+        messages = _list_of(row["messages"], "messages")
     else:
         missing = [key for key in ("prompt", "completion") if row.get(key) is None]
         if missing:
             raise ValueError(f"it has no messages, and no {' and no '.join(missing)}")
-        found = _part(row["prompt"], "prompt", "user") + _part(row["completion"], "completion", "assistant")
-    if not found:
+        messages = _part(row["prompt"], "prompt", "user") + _part(row["completion"], "completion", "assistant")
+    if not messages:
         raise ValueError("it has no messages: the list is empty")
-    return found
+    return messages
 
 
 def _part(value: Any, key: str, role: str) -> list[Message]:

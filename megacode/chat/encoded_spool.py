@@ -42,9 +42,11 @@ class EncodedSpool:
             return
         tokens = np.concatenate([one.ids for one in some])
         self._tokens.write(fitting(tokens, self._dtype, self._prefix).data)
+        # A byte for each bit: conversations are read back from any place, where packed bits would not align.
         self._counted.write(np.concatenate([one.counted for one in some]).astype(np.uint8).data)
         self._parts.append(np.array([len(one.ids) for one in some], np.int32))
         known = [one for one in ids if one is not None]
+        # All or none: a data set with ids has one for every document.
         self.has_ids = self.has_ids and len(known) == len(ids)
         if self.has_ids:
             raw = [one.encode() for one in known]

@@ -90,12 +90,12 @@ class HuggingFaceText(TextEncoder):
 
     def encode(self, texts: Sequence[str]) -> list[Pieces]:
         """See `TextEncoder.encode`."""
-        return [_pieces(found) for found in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        return [_pieces(encoding) for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
 
-def _pieces(found: Any) -> Pieces:
-    offsets = np.array(found.offsets, dtype=np.int64).reshape(-1, 2)
-    return Pieces(np.array(found.ids, dtype=np.int64), offsets[:, 0], offsets[:, 1])
+def _pieces(encoding: Any) -> Pieces:
+    offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+    return Pieces(np.array(encoding.ids, dtype=np.int64), offsets[:, 0], offsets[:, 1])
 
 
 def _renamed(document: dict[str, Any], new: dict[str, str]) -> dict[str, Any]:
@@ -113,6 +113,7 @@ def _renamed(document: dict[str, Any], new: dict[str, str]) -> dict[str, Any]:
         {**token, "content": new.get(token["content"], token["content"])}
         for token in document.get("added_tokens") or []
     ]
+    # Truncation would cut long conversations without a word, and padding would lengthen short ones.
     nothing = dict.fromkeys(("post_processor", "truncation", "padding"))
     return {**document, **nothing, "model": model, "added_tokens": added}
 
@@ -132,19 +133,19 @@ class SentencePieceText(TextEncoder):
 
     def _encode(self, text: str) -> Pieces:
         parts, at = [(0, _NOTHING)], 0
-        for found in WRITTEN.finditer(text):
-            parts += self._stretch(text[at : found.start()], at)
-            at = found.end()
-            one = Pieces(*(np.array([number], np.int64) for number in (self._ids[found[0]], 0, 1)))
-            parts.append((found.start(), one))
+        for special in WRITTEN.finditer(text):
+            parts += self._stretch(text[at : special.start()], at)
+            at = special.end()
+            one = Pieces(*(np.array([number], np.int64) for number in (self._ids[special[0]], 0, 1)))
+            parts.append((special.start(), one))
         return Pieces.joined([*parts, *self._stretch(text[at:], at)])
 
     def _stretch(self, text: str, at: int) -> list[tuple[int, Pieces]]:
         if not text:
             return []
-        found = self._processor.encode(text, return_type="offset_mapping")
-        offsets = np.array(found["offsets"], dtype=np.int64).reshape(-1, 2)
-        return [(at, Pieces(np.array(found["ids"], dtype=np.int64), offsets[:, 0], offsets[:, 1]))]
+        encoded = self._processor.encode(text, return_type="offset_mapping")
+        offsets = np.array(encoded["offsets"], dtype=np.int64).reshape(-1, 2)
+        return [(at, Pieces(np.array(encoded["ids"], dtype=np.int64), offsets[:, 0], offsets[:, 1]))]
 
 
 _NOTHING = Pieces(*(np.zeros(0, np.int64) for _ in range(3)))
@@ -152,6 +153,7 @@ _NOTHING = Pieces(*(np.zeros(0, np.int64) for _ in range(3)))
 
 def _adds_nothing(encoder: TextEncoder) -> bool:
     """Return whether an encoder puts nothing before a text; some put a space there."""
+    # A space would go before the line feed, not before `a`: equal tokens show that none was added.
     alone, behind = (encoder.encode([text])[0].ids.tolist() for text in ("a", "\na"))
     return bool(behind[-len(alone) :] == alone)
 
@@ -181,6 +183,7 @@ class ChatEncoder:
     def encode(self, conversations: Sequence[Sequence[Message]]) -> list[Encoded | Fault]:
         """Encode conversations, or return what is wrong with one."""
         rendered = [self._rendered(messages) for messages in conversations]
+        # In one call: Hugging Face's tokenizers can encode a batch in several threads.
         pieces = iter(self._text.encode([item.text for item in rendered if isinstance(item, Rendered)]))
         return [self._encoded(item, next(pieces)) if isinstance(item, Rendered) else item for item in rendered]
 
@@ -191,36 +194,37 @@ class ChatEncoder:
         try:
             if self._loss == "all":
                 return render_whole(self._template, names, messages)
-            found = render(self._template, names, messages)
+            rendered = render(self._template, names, messages)
         except UnmarkedError as error:
             return Fault(f"the chat template does not mark answers: {error}; {_example(messages)}", MARK_THEM)
         except ValueError as error:
             return Fault(str(error))
-        if not found.ended and self._eod is None:
-            what = f"the chat template writes nothing that ends an answer; {_example(messages)}"
+        if not rendered.ended and self._eod is None:
+            problem = f"the chat template writes nothing that ends an answer; {_example(messages)}"
             fix = "write a special token behind answers, or give --append-eod: else the model never learns to stop"
-            return Fault(what, fix)
-        return found
+            return Fault(problem, fix)
+        return rendered
 
-    def _encoded(self, found: Rendered, pieces: Pieces) -> Encoded | Fault:
-        begun_inside = [first for first, _ in found.answers if _cuts_a_token(pieces, first)]
+    def _encoded(self, rendered: Rendered, pieces: Pieces) -> Encoded | Fault:
+        begun_inside = [first for first, _ in rendered.answers if _cuts_a_token(pieces, first)]
         if begun_inside:
             if not self._text.is_cut_anywhere:
                 return Fault("one token holds the end of a prompt and the beginning of its answer")
             # The model will see the prompt alone, and write the answer in tokens of its own.
-            cuts = list(pairwise([0, *begun_inside, len(found.text)]))
-            parts = self._text.encode([found.text[first:end] for first, end in cuts])
+            cuts = list(pairwise([0, *begun_inside, len(rendered.text)]))
+            parts = self._text.encode([rendered.text[first:end] for first, end in cuts])
             pieces = Pieces.joined([(first, part) for (first, _), part in zip(cuts, parts, strict=True)])
         counted = np.full(len(pieces.ids), self._loss == "all")
-        for first, end in found.answers:
+        for first, end in rendered.answers:
+            # A token belongs to an answer if it begins there, also where it ends behind it.
             counted[np.searchsorted(pieces.firsts, first) : np.searchsorted(pieces.firsts, end)] = True
-        return self._ended(found, pieces.ids, counted)
+        return self._ended(rendered, pieces.ids, counted)
 
-    def _ended(self, found: Rendered, ids: npt.NDArray[np.int64], counted: npt.NDArray[np.bool_]) -> Encoded:
+    def _ended(self, rendered: Rendered, ids: npt.NDArray[np.int64], counted: npt.NDArray[np.bool_]) -> Encoded:
         if self._eod is not None:
             # It ends an answer that no other token ends; behind one that has its own it is never generated.
-            is_open = bool(found.answers) and found.answers[-1][1] == len(found.text)
-            needed = self._loss == "all" or (is_open and not WRITTEN.match(found.text[-1]))
+            is_open = bool(rendered.answers) and rendered.answers[-1][1] == len(rendered.text)
+            needed = self._loss == "all" or (is_open and not WRITTEN.match(rendered.text[-1]))
             ids, counted = np.append(ids, self._eod), np.append(counted, needed)
         if self._loss == "answers":
             # Nothing of the conversation comes before its first token.

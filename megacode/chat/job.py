@@ -82,6 +82,7 @@ class ChatJob:
             ConfigError: two of them contradict each other, or a number makes no sense.
         """
         for option, value in (("--pack", self.pack), ("--max-length", self.max_length), ("--workers", self.workers)):
+            # A single token has no token before it to be predicted from.
             least = 1 if option == "--workers" else 2
             if value is not None and value < least:
                 raise ConfigError(f"{value} is too small", option, f"give {least} or more")
@@ -92,5 +93,5 @@ class ChatJob:
             option = "--truncate" if self.truncate else "--drop-long"
             raise ConfigError("no length is given", option, "give --max-length N or --pack SEQ_LENGTH as well")
         if self.pack is not None and self.max_length is not None and self.max_length > self.pack:
-            what = f"{self.max_length:,} tokens do not fit into a window of {self.pack:,}"
-            raise ConfigError(what, "--max-length", "give --pack or less, or leave it out")
+            message = f"{self.max_length:,} tokens do not fit into a window of {self.pack:,}"
+            raise ConfigError(message, "--max-length", "give --pack or less, or leave it out")

@@ -67,6 +67,7 @@ def make_chat(job: ChatJob) -> Manifest:
             try:
                 read = read_conversations(job, inputs, template, spool)
             finally:
+                # Only writing ends here: the files are mapped, and read until the data set is written.
                 spool.close()
             arranged = arrange(job, spool, read.longest)
             facts = {**_chat_facts(job, template, turn, arranged), **_facts(job, tokenizer, inputs, read, arranged)}
@@ -83,6 +84,7 @@ def make_chat(job: ChatJob) -> Manifest:
 @contextmanager
 def _scratch(prefix: Path) -> Iterator[Path]:
     """Yield an empty directory beside a data set, which is removed at the end; also what a kill has left of it."""
+    # Not in /tmp: it becomes as large as the data set, and belongs on the disk chosen for that.
     directory = prefix.with_name(f".{prefix.name}.chat")
     remove(directory)
     directory.mkdir(parents=True)
@@ -151,6 +153,7 @@ def _batches(arranged: Arrangement) -> Iterator[tuple[int, int]]:
     first = 0
     while first < len(ends):
         before = int(ends[first - 1]) if first else 0
+        # At least one, however long it is: else the loop would never get past one of more tokens.
         end = max(first + 1, int(np.searchsorted(ends, before + _BATCH_TOKENS, side="right")))
         yield first, end
         first = end
@@ -187,8 +190,10 @@ def _tell(job: ChatJob, tokenizer: Tokenizer, template: ChatTemplate, made: Mani
     # All three, so that a user who looks for one sees that it did not happen.
     left_out = [made.chat[name] for name in ("truncated", "dropped_long", "dropped_without_answer")]
     if any(left_out):
-        what = "%s conversations were truncated to %s tokens, %s dropped as too long, %s dropped as no answer was left"
-        _LOG.warning(what, f"{left_out[0]:,}", f"{job.limit:,}", f"{left_out[1]:,}", f"{left_out[2]:,}")
+        message = (
+            "%s conversations were truncated to %s tokens, %s dropped as too long, %s dropped as no answer was left"
+        )
+        _LOG.warning(message, f"{left_out[0]:,}", f"{job.limit:,}", f"{left_out[1]:,}", f"{left_out[2]:,}")
     if read.bad_lines:
         tell_skipped("", read.bad_lines, read.examples)
     _warn_of_template(tokenizer, template, made)
@@ -197,8 +202,8 @@ def _tell(job: ChatJob, tokenizer: Tokenizer, template: ChatTemplate, made: Mani
 def _warn_of_template(tokenizer: Tokenizer, template: ChatTemplate, made: Manifest) -> None:
     unknown = sorted(set(_LOOKS_SPECIAL.findall(template.text)) - set(tokenizer.added))
     if unknown:
-        what = "the chat template writes %s, which are no tokens of the tokenizer: each is several tokens of text"
-        _LOG.warning(what, ", ".join(unknown))
+        message = "the chat template writes %s, which are no tokens of the tokenizer: each is several tokens of text"
+        _LOG.warning(message, ", ".join(unknown))
     assert made.chat is not None
     if made.chat["end_of_turn"] is None and not made.append_eod:
         _LOG.warning("no special token ends an answer: programs that generate need another sign to stop at")

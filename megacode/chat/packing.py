@@ -64,6 +64,7 @@ class _Rooms:
         word = length >> _BITS
         bits = self._words[word] >> (length & _WORD)
         if bits:
+            # In the word of this length; else below, in the first later word that has any window.
             room = length + _lowest(bits)
         else:
             above = self._top >> (word + 1)
@@ -72,6 +73,7 @@ class _Rooms:
             word += 1 + _lowest(above)
             room = (word << _BITS) + _lowest(self._words[word])
         waiting = self._windows[room]
+        # Any of them would do, but it must be the same one on every machine.
         window = waiting.pop()
         if not waiting:
             self._words[word] ^= 1 << (room & _WORD)
@@ -110,7 +112,7 @@ def pack(lengths: npt.NDArray[np.integer], size: int, seed: int) -> Packing:
 
 def _assigned(falling: npt.NDArray[np.integer], size: int) -> tuple[Numbers, int]:
     """Return the window of each conversation, given their lengths from the longest on, and the number of windows."""
-    rooms, windows, found = _Rooms(size), 0, np.empty(len(falling), np.int64)
+    rooms, windows, window_of = _Rooms(size), 0, np.empty(len(falling), np.int64)
     # Block by block: one list of all lengths would hold a Python integer for each.
     for first in range(0, len(falling), 1 << 16):
         for number, length in enumerate(falling[first : first + (1 << 16)].tolist(), first):
@@ -120,10 +122,10 @@ def _assigned(falling: npt.NDArray[np.integer], size: int) -> tuple[Numbers, int
                 windows += 1
             else:
                 window, room = fitting
-            found[number] = window
+            window_of[number] = window
             if room > length:
                 rooms.put(room - length, window)
-    return found, windows
+    return window_of, windows
 
 
 def in_order(count: int, seed: int | None) -> Numbers:

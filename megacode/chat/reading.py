@@ -51,22 +51,23 @@ def read_conversations(
             skipped.
     """
     settings = RowSettings(job.tokenizer, template, job.loss, job.append_eod, job.id_key)
-    found, sizes = _Reading(job, template, spool), sizes_of(inputs)
+    reading, sizes = _Reading(job, template, spool), sizes_of(inputs)
     with PassProgress("encoding", sum(sizes), job.log_interval) as progress:
         reader = _read(inputs, job.skip_bad_lines)
+        # closing: an error ends the pool's processes at once, not when the generator is collected.
         with closing(encode_records(reader, settings, _processes(job, inputs, sum(sizes)))) as encoded:
             for records, first, rows in encoded:
-                found.add(records, first, rows)
+                reading.add(records, first, rows)
                 # Records come in several batches, which were read at once.
                 progress.advance(len(rows.ids), 0 if first else records.read_bytes)
     spool.finish()
     if not len(spool.lengths):
         names = ", ".join(map(str, inputs[:3]))
-        if found.result.bad_lines:
-            what = f"none of its {found.result.bad_lines:,} lines can be used: all are bad, and are skipped"
-            raise DataError(what, names, "without --skip-bad-lines the first line's fault is shown")
+        if reading.result.bad_lines:
+            message = f"none of its {reading.result.bad_lines:,} lines can be used: all are bad, and are skipped"
+            raise DataError(message, names, "without --skip-bad-lines the first line's fault is shown")
         raise DataError("there are no conversations in it", names, "check the input")
-    return found.result
+    return reading.result
 
 
 def _processes(job: ChatJob, inputs: Sequence[Path], size: int) -> int:
@@ -78,6 +79,7 @@ def _processes(job: ChatJob, inputs: Sequence[Path], size: int) -> int:
 
 def _read(inputs: Sequence[Path], skip_bad: bool) -> Iterator[Records]:
     for path in inputs:
+        # Numbers of lines are found only for the few that a message names.
         yield from read_records(path, skip_bad=skip_bad, numbered=False)
 
 

@@ -63,10 +63,10 @@ def _messages(parsed: Sequence[Parsed]) -> list[list[Message]]:
 
 def _joined(parsed: Sequence[Parsed], encoded: Sequence[Encoded | Fault]) -> EncodedRows:
     following = iter(encoded)
-    found = [item if isinstance(item, Fault) else next(following) for item in parsed]
-    both = zip(parsed, found, strict=True)
+    results = [item if isinstance(item, Fault) else next(following) for item in parsed]
+    both = zip(parsed, results, strict=True)
     return EncodedRows(
-        found, [item[1] for item, one in both if isinstance(one, Encoded) and not isinstance(item, Fault)]
+        results, [item[1] for item, one in both if isinstance(one, Encoded) and not isinstance(item, Fault)]
     )
 
 
@@ -94,6 +94,7 @@ def encode_records(
     batches = (
         (records, first, [_parsed(row, settings.id_key) for row in records.rows[first : first + _ROWS]])
         for records in reader
+        # Once even without rows: lines that were skipped are counted with the first part.
         for first in range(0, max(1, len(records.rows)), _ROWS)
     )
     if processes == 1:
@@ -115,8 +116,8 @@ def encode_records(
         for done, place, rows, future in waiting:
             yield done, place, _joined(rows, future.result())
     except BrokenProcessPool:
-        what = "a process that encodes conversations was ended from outside, as by a system without memory"
-        raise DataError(what, "--workers", "give fewer --workers, or more memory") from None
+        message = "a process that encodes conversations was ended from outside, as by a system without memory"
+        raise DataError(message, "--workers", "give fewer --workers, or more memory") from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

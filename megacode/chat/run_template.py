@@ -34,10 +34,12 @@ def run_template(config: RunConfig, run: RunDir) -> str | None:
 
 def _of_sources(config: RunConfig) -> str | None:
     objects.use(config.objects)
+    # Any source with a template will do: the plan refuses sources of two.
     for name, source in sorted(config.sources.items()):
         try:
             manifest = manifests.read(source.path)
         except MegacodeError as error:
+            # A lost data set must not prevent the export of a model that was trained on it.
             log.warning("whether the source %s has a chat template is unknown: %s", name, error.problems[0].what)
             continue
         if manifest is not None and manifest.chat is not None:

@@ -29,6 +29,7 @@ class SpecialNames:
     def __init__(self, names: Sequence[str]) -> None:
         # The longest first: one name may begin with another.
         ordered = sorted(dict.fromkeys(name for name in names if name), key=len, reverse=True)
+        # `(?!)` matches nothing: an empty pattern would match between all characters.
         self._pattern = re.compile("|".join(map(re.escape, ordered)) or "(?!)")
         self._written = {name: chr(_WRITTEN + number) for number, name in enumerate(ordered)}
         self._quoted = {name: chr(_QUOTED + number) for number, name in enumerate(ordered)}
@@ -50,16 +51,16 @@ class SpecialNames:
             raise ValueError(
                 "a message holds a character of Unicode's private planes 15 and 16, which is not supported"
             )
-        return {**message, "content": self._pattern.sub(lambda found: self._quoted[found[0]], content)}
+        return {**message, "content": self._pattern.sub(lambda match: self._quoted[match[0]], content)}
 
     def short(self, text: str) -> str:
         """Return a rendered text in which each special token is one character."""
-        return self._pattern.sub(lambda found: self._written[found[0]], text)
+        return self._pattern.sub(lambda match: self._written[match[0]], text)
 
     def spelled(self, text: str) -> str:
         """Return a text of `short` in which the special tokens of messages are spelled out again."""
-        return QUOTED.sub(lambda found: self._names[found[0]], text)
+        return QUOTED.sub(lambda match: self._names[match[0]], text)
 
     def full(self, text: str) -> str:
         """Return a text of `short` as it was rendered."""
-        return PRIVATE.sub(lambda found: self._names[found[0]], text)
+        return PRIVATE.sub(lambda match: self._names[match[0]], text)

@@ -80,14 +80,14 @@ class ChatTemplate:
         try:
             return render([list(messages)], chat_template=self.text, **how, **self.variables)
         except jinja2.TemplateSyntaxError as error:
-            what = f"the chat template is not valid: {error.message} in its line {error.lineno}"
-            raise ConfigError(what, self.origin, "correct it, or give --chat-template FILE") from None
+            message = f"the chat template is not valid: {error.message} in its line {error.lineno}"
+            raise ConfigError(message, self.origin, "correct it, or give --chat-template FILE") from None
         except jinja2.TemplateError as error:
             # `raise_exception` of a template ends here, too.
             raise TemplateRefusalError(f"the chat template refuses it: {' '.join(str(error).split())}") from None
         except Exception as error:  # a template is a program, which may fail in any way
-            what = f"the chat template fails on it: {type(error).__name__}: {' '.join(str(error).split())}"
-            raise TemplateRefusalError(what) from None
+            message = f"the chat template fails on it: {type(error).__name__}: {' '.join(str(error).split())}"
+            raise TemplateRefusalError(message) from None
 
 
 def _renderer() -> Any:
@@ -105,17 +105,17 @@ def find_template(tokenizer: Tokenizer, file: str | None) -> ChatTemplate:
     if file is not None:
         origin, text = f"--chat-template {file}", _read(Path(file))
     else:
-        found = own_template(tokenizer)
-        if found is None:
+        own = own_template(tokenizer)
+        if own is None:
             fix = "give --chat-template FILE, or put a chat_template.jinja beside the tokenizer"
             raise ConfigError("the tokenizer has no chat template", str(tokenizer.path.parent), fix)
-        origin, text = found
+        origin, text = own
     if _DATE in text:
-        what = (
+        message = (
             f"the chat template writes the date of the day ({_DATE}), so that the same input gives other data each day"
         )
         fix = "copy it to a file, write a fixed date there, and give that as --chat-template FILE"
-        raise ConfigError(what, origin, fix)
+        raise ConfigError(message, origin, fix)
     return ChatTemplate(text, origin, template_variables(tokenizer))
 
 
@@ -151,6 +151,7 @@ def template_variables(tokenizer: Tokenizer) -> dict[str, str]:
     own = {}
     if tokenizer.kind == "huggingface":
         own = {role: name for role in _ROLES if (name := named_token(tokenizer.path.parent, role))}
+    # Without a token of their own, the beginning and padding have the end of text, as in an export.
     both = {"eos_token": end, "bos_token": own.get("bos_token", end), "pad_token": own.get("pad_token", end)}
     return {role: name for role, name in {**own, **both}.items() if name}
 
@@ -182,8 +183,8 @@ def padding_token(tokenizer: Tokenizer) -> int:
     """
     name = named_token(tokenizer.path.parent, "pad_token") if tokenizer.kind == "huggingface" else ""
     token = tokenizer.id_of(name) if name else None
-    found = tokenizer.eod if token is None else token
-    if found is None:
-        what = "the tokenizer has neither a padding token nor an end-of-document token"
-        raise ConfigError(what, str(tokenizer.path), "name one as pad_token in its tokenizer_config.json")
-    return found
+    padding = tokenizer.eod if token is None else token
+    if padding is None:
+        message = "the tokenizer has neither a padding token nor an end-of-document token"
+        raise ConfigError(message, str(tokenizer.path), "name one as pad_token in its tokenizer_config.json")
+    return padding

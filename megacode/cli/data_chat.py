@@ -64,6 +64,7 @@ def chat(
     """
     setup_logging()
 
+    # The slow import too: a signal while it lasts ends the command as one during the work does.
     def work() -> None:
         from megacode.chat.making import make_chat
 
@@ -83,6 +84,7 @@ def _job(given: dict[str, Any], command: str) -> Any:
 
     if not given["tokenizer"]:
         raise ConfigError("it is empty", "--tokenizer", "give the directory of the tokenizer")
+    # All other options have the names of the job's fields.
     same = {name: value for name, value in given.items() if name not in ("input_files", "tokenizer")}
     return ChatJob(
         inputs=tuple(given["input_files"]), tokenizer=tokenizer_at(given["tokenizer"]), command=command, **same

@@ -48,6 +48,7 @@ def plan(
         from megacode.study.tables import render_study
 
         render_study(document, console())
+    # After the plan is printed: who is refused sees why.
     check_claims(document)
 
 
@@ -77,6 +78,7 @@ def arms(
     if as_json:
         print_json(placed_document(grid, from_arm, placed))
     else:
+        # The YAML ends with a line feed of its own.
         typer.echo(written(grid, from_arm, placed), nl=False)
 
 
@@ -138,6 +140,7 @@ def submit(
     from megacode.study_runs.submitting import Submission, submit_study
 
     choices = Choices(None, None, tuple(only or ()), not no_scores, run_generated_code, retrain_stale, retry)
+    # Without GPUs a node has one rank, not none.
     ranks = ranks_per_node or gpus_per_node or 1
     how = Submission(
         Request(nodes, ranks, gpus_per_node, cpus_per_task, time), tuple(flags or ()), tuple(score_sbatch or ()),
@@ -194,6 +197,7 @@ def report(
     if out is not None:
         check_targets(out)
     document = report_document(study, level, without or ())
+    # With --json, nothing is written unless a directory is named.
     if out is None and not as_json:
         out = Path(document["study"]["runs"]) / FOLDER
     files = write_report(document, out) if out is not None else []
@@ -250,4 +254,5 @@ def next_mixture(
         from megacode.study_report.next_tables import render_next
 
         render_next(document, console())
+    # Last, since it ends the command with exit code 3: the reasons are printed by then.
     check_proposed(document)

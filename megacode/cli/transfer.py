@@ -45,6 +45,7 @@ def transfer(
     if cache is not None:  # before any import: Hugging Face's libraries read it once
         os.environ["HF_HOME"] = str(cache.resolve())
     setup_logging()
+    # Typing errors before torch is imported, which takes seconds.
     named = [name.strip() for name in sources.split(",")] if sources is not None else []
     if not all(named):
         raise ConfigError("a name is empty", f"--sources {sources!r}", "separate names with single commas")

@@ -65,9 +65,9 @@ def fp8_moments_must_decay(config: RunConfig) -> Iterator[Problem]:
     """Multiplied by a larger beta1, some numbers of E4M3 are rounded back to what they were."""
     beta1 = config.train.adam_beta1
     if config.precision.moments == "fp8_bf16" and beta1 > LARGEST_FP8_BETA1:
-        what = f"a first moment in FP8 would never decay with adam_beta1 {beta1:g}"
+        message = f"a first moment in FP8 would never decay with adam_beta1 {beta1:g}"
         fix = f"set train.adam_beta1 to at most {LARGEST_FP8_BETA1}, or precision.moments: bf16"
-        yield Problem(what, "precision.moments", fix)
+        yield Problem(message, "precision.moments", fix)
 
 
 def first_reduced(precision: Precision) -> str:

@@ -53,8 +53,8 @@ def fill_in_the_middle_moves_no_masked_token(config: RunConfig) -> Iterator[Prob
     """A rearranged document would no longer fit its loss mask."""
     for name, source in config.sources.items():
         if source.fim_rate and source.loss == "answers":
-            what = "fill in the middle would move tokens away from the loss mask that loss: answers reads"
-            yield Problem(what, f"sources.{name}.fim_rate", "set it to 0, or set loss: all")
+            message = "fill in the middle would move tokens away from the loss mask that loss: answers reads"
+            yield Problem(message, f"sources.{name}.fim_rate", "set it to 0, or set loss: all")
 
 
 def shards_divide_the_model(config: RunConfig) -> Iterator[Problem]:
@@ -157,8 +157,8 @@ def the_ramp_reaches_the_batch(config: RunConfig) -> Iterator[Problem]:
 def an_alignment_probe_needs_held_out_data(config: RunConfig) -> Iterator[Problem]:
     """The alignment probe takes gradients of held-out losses."""
     if config.health.alignment_probe.every is not None and not config.validation.fraction:
-        what = "the probe takes gradients of held-out losses, and validation.fraction is 0"
-        yield Problem(what, "health.alignment_probe", "set validation.fraction, such as 0.005, or remove the probe")
+        message = "the probe takes gradients of held-out losses, and validation.fraction is 0"
+        yield Problem(message, "health.alignment_probe", "set validation.fraction, such as 0.005, or remove the probe")
 
 
 RULES: tuple[Rule, ...] = (

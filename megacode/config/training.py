@@ -164,8 +164,8 @@ Fp8OrNone = Annotated[
 def _refuse_fp8_alone(value: object) -> object:
     """Say why both moments cannot be FP8, rather than only what can be set; pydantic reports the error."""
     if value == "fp8":
-        what = "'fp8' for both moments does not train: the second becomes zero where gradients are small"
-        raise ValueError(f"{what}; use fp8_bf16 (the first in FP8, the second in bf16), bf16 or fp32")
+        message = "'fp8' for both moments does not train: the second becomes zero where gradients are small"
+        raise ValueError(f"{message}; use fp8_bf16 (the first in FP8, the second in bf16), bf16 or fp32")
     return value
 
 

@@ -44,6 +44,7 @@ def model_of(document: Mapping[str, Any], raw: Mapping[str, Any], where: str) ->
     try:
         return ModelConfig(**fields)
     except ValidationError as error:
+        # What the family has, megacode's own checks may still refuse; each field becomes a problem of its own.
         wrong = ((".".join(map(str, item["loc"])), item["msg"]) for item in error.errors())
         problems = [Problem(f"megacode's model.{field}: {message}", where, ANOTHER) for field, message in wrong]
         raise CheckpointError(problems=problems) from None
@@ -76,6 +77,7 @@ def architecture_of(document: Mapping[str, Any]) -> str:
 def _unknown(raw: Mapping[str, Any], family: Family, where: str) -> Iterator[Problem]:
     """Yield the keys that the family's table does not explain, whatever their values are."""
     fix = "remove the key if the model computes the same without it"
+    # Refused even where it looks harmless: an unknown key may change what the model computes.
     for key in (key for key in raw if key not in family.keys):
         general = f"{key} is {raw[key]!r}, a key that megacode does not know for {family.title}", fix
         message, how = _NOT_HERE.get(key, general)

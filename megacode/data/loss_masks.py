@@ -140,26 +140,26 @@ def describe(prefix: str | Path, tokens: int) -> dict[str, Any] | None:
     return {"sha256": file_digest(path), "sample": sample_hash(path), "tokens": tokens, "counted": counted}
 
 
-def check(prefix: str | Path, said: Mapping[str, Any] | None, tokens: int, whole: bool = False) -> None:
+def check(prefix: str | Path, described: Mapping[str, Any] | None, tokens: int, whole: bool = False) -> None:
     """Check a loss mask against the manifest's field `loss_mask`.
 
     Args:
         prefix: of the data set.
-        said: the field; None: the data set has no mask.
+        described: the field; None: the data set has no mask.
         tokens: of the data set.
         whole: read all of the mask; else only its size and sampled blocks.
 
     Raises:
         DataError: it is missing, has another length than its data, or is not the one that the manifest describes.
     """
-    if said is None:
+    if described is None:
         return
     path = mask_path(prefix)
-    if said["tokens"] != tokens:
-        what = f"its manifest describes the loss mask of {said['tokens']:,} tokens, but it has {tokens:,}"
-        raise DataError(what, str(prefix), _AGAIN)
+    if described["tokens"] != tokens:
+        message = f"its manifest describes the loss mask of {described['tokens']:,} tokens, but it has {tokens:,}"
+        raise DataError(message, str(prefix), _AGAIN)
     _check_size(path, tokens)
-    same = file_digest(path) == said["sha256"] if whole else sample_hash(path) == said["sample"]
+    same = file_digest(path) == described["sha256"] if whole else sample_hash(path) == described["sample"]
     if not same:
         raise DataError("the loss mask is not the one that the manifest describes", str(path), _AGAIN)
 
@@ -169,8 +169,8 @@ def _check_size(path: Path, tokens: int) -> None:
         raise DataError("there is no such file: the loss mask is missing", str(path), _AGAIN)
     wanted, actual = -(-tokens // 8), path.stat().st_size
     if actual != wanted:
-        what = f"it has {actual:,} bytes, but the loss mask of {tokens:,} tokens has {wanted:,}: one bit a token"
-        raise DataError(what, str(path), _AGAIN)
+        message = f"it has {actual:,} bytes, but the loss mask of {tokens:,} tokens has {wanted:,}: one bit a token"
+        raise DataError(message, str(path), _AGAIN)
 
 
 def _mapped(path: Path) -> npt.NDArray[np.uint8]:

@@ -237,16 +237,16 @@ def check_contents(path: Path, manifest: Manifest, name: str, expected: str) -> 
         DataError: if it differs; names the first block that does, if the manifest has hashes of blocks.
     """
     blocks = manifest.blocks or {}
-    found = hashes_of(path, blocks.get("bytes"))
-    if found.whole == expected:
+    hashes = hashes_of(path, blocks.get("bytes"))
+    if hashes.whole == expected:
         return
     known = blocks.get(name, [])
-    wrong = first_difference(found, known)
+    wrong = first_difference(hashes, known)
     if wrong is None:
         raise DataError(_DIFFERS, str(path), _CHANGED)
     number, first, end = wrong
-    what = f"{_DIFFERS}; the first wrong block is number {number} of {len(known)}, bytes {first:,} to {end - 1:,}"
-    raise DataError(what, str(path), _CHANGED)
+    message = f"{_DIFFERS}; the first wrong block is number {number} of {len(known)}, bytes {first:,} to {end - 1:,}"
+    raise DataError(message, str(path), _CHANGED)
 
 
 def identity(prefix: str | Path) -> str:
@@ -280,6 +280,6 @@ def check_tokenizer(prefix: str | Path, manifest: Manifest | None, tokenizer_has
     """
     made_by = (manifest.tokenizer or {}).get("hash") if manifest else None
     if made_by is not None and made_by != tokenizer_hash:
-        what = f"it was made with tokenizer {made_by[:12]}, but the run's tokenizer is {tokenizer_hash[:12]}"
+        message = f"it was made with tokenizer {made_by[:12]}, but the run's tokenizer is {tokenizer_hash[:12]}"
         fix = "set tokenizer.path to the tokenizer that made it, or preprocess it again with the run's"
-        raise DataError(what, str(prefix), fix)
+        raise DataError(message, str(prefix), fix)

@@ -145,20 +145,20 @@ def _in_order(prefixes: list[str]) -> list[str]:
     expected = [str(Shard(index, shard_of_whole.count).prefix(whole)) for index in range(shard_of_whole.count)]
     problems = [
         Problem(
-            f"shard {index} of {shard_of_whole.count} is {what}",
+            f"shard {index} of {shard_of_whole.count} is {state}",
             prefix,
             f"{AGAIN} --shard {index}/{shard_of_whole.count}",
         )
         for index, prefix in enumerate(expected)
-        if (what := _unfinished(prefix, prefixes))
+        if (state := _unfinished(prefix, prefixes))
     ]
     if problems:
         raise DataError(problems=problems)
     return expected
 
 
-def _unfinished(prefix: str, found: Sequence[str]) -> str:
-    if prefix not in found:
+def _unfinished(prefix: str, prefixes: Sequence[str]) -> str:
+    if prefix not in prefixes:
         return "missing"
     return "" if manifests.manifest_path(prefix).exists() else "unfinished: it has no manifest"
 
@@ -234,9 +234,9 @@ def _chat(parts: Sequence[StoredDataset]) -> dict[str, Any] | None:
     return {**first, **{name: sum(chat[name] for chat in all_of) for name in counts}}
 
 
-def _differs(part: StoredDataset, first: StoredDataset, what: str, here: object, there: object) -> DataError:
+def _differs(part: StoredDataset, first: StoredDataset, attribute: str, here: object, there: object) -> DataError:
     fix = f"{first.prefix} has {str(there)[:120]}; merge only data sets made with the same settings"
-    return DataError(f"the data sets have different {what}: it has {str(here)[:120]}", part.prefix, fix)
+    return DataError(f"the data sets have different {attribute}: it has {str(here)[:120]}", part.prefix, fix)
 
 
 def _same(
@@ -303,8 +303,8 @@ def _check_space(parts: Sequence[StoredDataset], output: Path, shuffled: bool) -
     output.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(output.parent).free
     if free < needed:
-        what = f"merging needs {format_bytes(needed)} of disk space, but only {format_bytes(free)} is free"
-        raise DataError(what, str(output.parent), "free some space, or choose an output on another disk")
+        message = f"merging needs {format_bytes(needed)} of disk space, but only {format_bytes(free)} is free"
+        raise DataError(message, str(output.parent), "free some space, or choose an output on another disk")
 
 
 def _write(parts: Sequence[StoredDataset], output_prefix: str, facts: dict[str, Any]) -> Manifest:

@@ -144,8 +144,8 @@ def choose_dtype(wanted: str, tokenizer: Tokenizer) -> np.dtype:
         return np.dtype(np.uint16 if tokenizer.vocab_size < _UINT16_VOCABULARY else np.int32)
     dtype = np.dtype(wanted)
     if tokenizer.vocab_size - 1 > np.iinfo(dtype).max:
-        what = f"a vocabulary of {tokenizer.vocab_size} does not fit into {dtype.name}"
-        raise DataError(what, f"--dtype {wanted}", "use --dtype int32, or omit it")
+        message = f"a vocabulary of {tokenizer.vocab_size} does not fit into {dtype.name}"
+        raise DataError(message, f"--dtype {wanted}", "use --dtype int32, or omit it")
     return dtype
 
 

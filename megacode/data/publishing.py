@@ -79,10 +79,10 @@ class Publication:
             return
         if held is not None and not overwrite:
             raise self._taken(held.content)
-        found = [] if overwrite else list(existing())
-        if found:
+        urls = [] if overwrite else list(existing())
+        if urls:
             fix = "give --overwrite to replace it, or choose another place"
-            raise ConfigError(problems=[Problem(f"{url} already exists", self._where, fix) for url in found[:8]])
+            raise ConfigError(problems=[Problem(f"{url} already exists", self._where, fix) for url in urls[:8]])
         owner = ownership.this_process()
         if not self._token:
             # The token first: a claim that nobody can recognise as his own would lock its owner out.
@@ -101,10 +101,10 @@ class Publication:
 
     def _taken(self, claim: bytes) -> ConfigError:
         facts = _read_claim(claim)
-        what = f"{self._name} is being made by {facts.get('by', 'another command')}"
+        message = f"{self._name} is being made by {facts.get('by', 'another command')}"
         work = f" in {facts['work']}" if "work" in facts else ""
         fix = f"wait for it, or run the same command there to resume it{work}; --overwrite discards its work"
-        return ConfigError(what, self._where, fix)
+        return ConfigError(message, self._where, fix)
 
     def withdraw(self) -> None:
         """Give the place back, unless something was uploaded: the work has failed, and nothing of it is kept."""
@@ -206,8 +206,8 @@ def _side_by_side(work: Callable[[Upload], None], items: Sequence[Upload]) -> It
                 item, error = waiting.popleft(), None
                 try:
                     work(item)
-                except BaseException as found:
-                    error = found
+                except BaseException as raised:
+                    error = raised
                     waiting.clear()
                 done.put((item, error))
 

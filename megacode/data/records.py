@@ -29,10 +29,10 @@ class SkippedRecord:
     head: str = ""
 
     @staticmethod
-    def of(line: int, what: str, raw: bytes | str = b"") -> SkippedRecord:
+    def of(line: int, reason: str, raw: bytes | str = b"") -> SkippedRecord:
         """Return it with the beginning of what the file holds there."""
         text = raw[:_HEAD].decode(errors="replace") if isinstance(raw, bytes) else raw[:_HEAD]
-        return SkippedRecord(line, what, repr(text) if text else "")
+        return SkippedRecord(line, reason, repr(text) if text else "")
 
 
 @dataclass(frozen=True)

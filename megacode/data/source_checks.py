@@ -75,8 +75,8 @@ def template_problems(manifests: Mapping[str, Manifest]) -> list[Problem]:
     if len(set(made_by.values())) < 2:
         return []
     text = ", ".join(f"{name} by {template[:12]}" for name, template in made_by.items())
-    what = f"different chat templates wrote their conversations: {text}; a model is asked in one form"
-    return [Problem(what, "sources", "make them again with one --chat-template (megacode data chat)")]
+    message = f"different chat templates wrote their conversations: {text}; a model is asked in one form"
+    return [Problem(message, "sources", "make them again with one --chat-template (megacode data chat)")]
 
 
 def notes(data: IndexedDataset, manifest: Manifest | None, source: Source, run: _Facts | None) -> tuple[str, ...]:

@@ -70,11 +70,11 @@ def source_mask(name: str, data: IndexedDataset, manifest: Manifest | None, loss
     described = manifest.loss_mask if manifest else None
     packed = manifest.packed if manifest else None
     if loss == "answers" and described is None:
-        what = f"loss is answers, but {data.prefix} has no loss mask"
-        raise ConfigError(what, f"sources.{name}.loss", f"make the data set with {_MAKE}, or set loss: all")
+        message = f"loss is answers, but {data.prefix} has no loss mask"
+        raise ConfigError(message, f"sources.{name}.loss", f"make the data set with {_MAKE}, or set loss: all")
     if fim and (packed or loss == "answers"):
-        what = "fill in the middle would move tokens away from their loss mask"
-        raise ConfigError(what, f"sources.{name}.fim_rate", "set it to 0")
+        message = "fill in the middle would move tokens away from their loss mask"
+        raise ConfigError(message, f"sources.{name}.fim_rate", "set it to 0")
     if packed:
         assert manifest is not None
         _check_packed(name, data, manifest, loss)
@@ -91,8 +91,10 @@ def _check_packed(name: str, data: IndexedDataset, manifest: Manifest, loss: Los
     length, padding = manifest.packed["seq_length"], manifest.packed["padding"]
     where, again = f"sources.{name} ({data.prefix})", f"make it again with {_MAKE}"
     if data.tokens % length:
-        what = f"its manifest says windows of {length:,} tokens, but its {data.tokens:,} tokens are no multiple of that"
-        raise DataError(what, where, again)
+        message = (
+            f"its manifest says windows of {length:,} tokens, but its {data.tokens:,} tokens are no multiple of that"
+        )
+        raise DataError(message, where, again)
     total = data.tokens // length
     # Spread evenly, both ends among them.
     for window in sorted({number * (total - 1) // (_LOOKED_AT - 1) for number in range(_LOOKED_AT)}):
@@ -104,8 +106,8 @@ def _check_packed(name: str, data: IndexedDataset, manifest: Manifest, loss: Los
     left_out = manifest.tokens - manifest.loss_mask["counted"] if manifest.loss_mask else 0
     # The first token of a document is predicted from nothing, so its bit may be either.
     if loss == "all" and left_out > padding + data.documents:
-        what = (
+        message = (
             f"loss is all, but the mask of {data.prefix} leaves out {left_out - padding:,} tokens that are not padding"
         )
         fix = f"set loss: answers; or, to count all but padding, make the data set with {_MAKE} --loss all"
-        raise ConfigError(what, f"sources.{name}.loss", fix)
+        raise ConfigError(message, f"sources.{name}.loss", fix)

@@ -98,9 +98,11 @@ class SourceStream:
         assert manifest.packed is not None
         length = int(manifest.packed["seq_length"])
         if seq_length not in (None, length):
-            what = f"{self.prefix} was packed into windows of {length:,} tokens, but train.seq_length is {seq_length:,}"
+            message = (
+                f"{self.prefix} was packed into windows of {length:,} tokens, but train.seq_length is {seq_length:,}"
+            )
             fix = f"set train.seq_length: {length}, or pack it again: megacode data chat ... --pack {seq_length}"
-            raise ConfigError(what, f"sources.{self.name}", fix)
+            raise ConfigError(message, f"sources.{self.name}", fix)
         return length
 
     def _cut(self, fraction: float) -> int:
@@ -117,19 +119,21 @@ class SourceStream:
         window, where = self.reads, f"sources.{self.name} ({self.prefix})"
         if self.data.tokens < window:
             size = "a packed window of" if self.packed else "one window of seq_length + 1 ="
-            what = f"it has {self.data.tokens:,} tokens, less than {size} {window:,}"
-            raise DataError(what, where, "use a longer data set or a smaller train.seq_length")
+            message = f"it has {self.data.tokens:,} tokens, less than {size} {window:,}"
+            raise DataError(message, where, "use a longer data set or a smaller train.seq_length")
         if self.train_tokens < window:
-            what = (
+            message = (
                 f"holding out {fraction:.3%} of its {self.data.tokens:,} tokens in whole documents leaves "
                 f"{self.train_tokens:,} for training, less than one window of {window:,}"
             )
-            raise DataError(what, where, "use a data set of more documents, or validation.fraction: 0")
+            raise DataError(message, where, "use a data set of more documents, or validation.fraction: 0")
         if fraction and not self.validation_windows:
             share = window / self.data.tokens
-            what = f"its held-out documents have {self.validation_tokens:,} tokens, less than one window of {window:,}"
+            message = (
+                f"its held-out documents have {self.validation_tokens:,} tokens, less than one window of {window:,}"
+            )
             fix = f"set validation.fraction to at least {ceil(share * 1e4) / 1e4:g}, or to 0 for no validation"
-            raise DataError(what, where, fix)
+            raise DataError(message, where, fix)
 
     def size(self) -> SourceSize:
         """Return what the plan needs to know."""
@@ -205,11 +209,11 @@ class SourceStream:
         for first, block in self._sampled():
             worst = int(block.max()) if int(block.min()) >= 0 else int(block.min())
             if not 0 <= worst < vocab_size:
-                what = (
+                message = (
                     f"it contains token {worst} near position {first:,}, but the vocabulary has {vocab_size:,} tokens"
                 )
                 where = f"sources.{self.name} ({self.prefix})"
-                raise DataError(what, where, "use the tokenizer that made it, or preprocess it again with the run's")
+                raise DataError(message, where, "use the tokenizer that made it, or preprocess it again with the run's")
 
 
 def window_tokens(
@@ -223,14 +227,14 @@ def window_tokens(
         isolate_documents: of `train`; the loss mask then leaves out the first token of each document. Those of packed
             sources are always isolated.
     """
-    found = WindowTokens(stream.window(first_token), stream.counted(first_token))
+    window = WindowTokens(stream.window(first_token), stream.counted(first_token))
     if stream.fim is not None and epoch is not None:
-        found = stream.fim.apply(found.tokens, list(stream.pieces(first_token)), epoch)
+        window = stream.fim.apply(window.tokens, list(stream.pieces(first_token)), epoch)
     if isolate_documents or stream.packed:
-        mask = np.ones(stream.seq_length, dtype=np.float32) if found.loss_mask is None else found.loss_mask.copy()
+        mask = np.ones(stream.seq_length, dtype=np.float32) if window.loss_mask is None else window.loss_mask.copy()
         mask[stream.document_starts(first_token) - 1] = 0.0
-        return replace(found, loss_mask=mask)
-    return found
+        return replace(window, loss_mask=mask)
+    return window
 
 
 def check_take(name: str, take: int, train_tokens: int, seq_length: int, packed: bool = False) -> None:
@@ -241,10 +245,10 @@ def check_take(name: str, take: int, train_tokens: int, seq_length: int, packed:
     """
     where = f"sources.{name}.take"
     if take > train_tokens:
-        what = f"{take:,} tokens are to be taken, and it has {train_tokens:,} for training"
-        raise DataError(what, where, f"give at most {train_tokens}, or remove take")
+        message = f"{take:,} tokens are to be taken, and it has {train_tokens:,} for training"
+        raise DataError(message, where, f"give at most {train_tokens}, or remove take")
     window = seq_length + (not packed)
     if take < window:
         size = "packed window of" if packed else "window of seq_length + 1 ="
-        what = f"{take:,} tokens are less than one {size} {window:,}"
-        raise DataError(what, where, f"give at least {window}, or a smaller train.seq_length")
+        message = f"{take:,} tokens are less than one {size} {window:,}"
+        raise DataError(message, where, f"give at least {window}, or a smaller train.seq_length")

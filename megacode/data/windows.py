@@ -94,8 +94,8 @@ def vocabulary_size(config: RunConfig) -> int:
     else:
         needed = int(facts["vocab_size"])
     if given is not None and given < needed:
-        what = f"{given:,} is less than the {needed:,} tokens of the tokenizer"
-        raise ConfigError(what, "model.vocab_size", f"set it to {needed} or more, or remove it")
+        message = f"{given:,} is less than the {needed:,} tokens of the tokenizer"
+        raise ConfigError(message, "model.vocab_size", f"set it to {needed} or more, or remove it")
     return given or needed
 
 

@@ -129,8 +129,8 @@ def compare(
     losses: list[float] = []
     with undisturbed(rank_model):
         for number, made in enumerate(batches.values(), 1):
-            found, measured = gradient(rank_model, made(), num_sources)
-            gradients.append(found.on_host() if number < len(batches) else found)
+            current, measured = gradient(rank_model, made(), num_sources)
+            gradients.append(current.on_host() if number < len(batches) else current)
             losses.append(measured.loss)
         products = _products_and_steps(rank_model, gradients)
     plain, stepped = products.split(len(losses), 1)

@@ -93,7 +93,7 @@ def pieces(rank_model: RankModel) -> list[ModelPiece]:
     """Return all that this rank's optimizer holds in pieces, those of Muon first, in the order of `directions`."""
     names, whole = gradient_norms.names(rank_model), held(rank_model)
     matrices = _matrices(rank_model, whole)
-    found = []
+    parts = []
     for number in [*matrices, *(number for number in range(len(whole)) if number not in matrices)]:
         each = whole[number]
         kind, layer = _place(names[id(each.parameter)])
@@ -101,8 +101,8 @@ def pieces(rank_model: RankModel) -> list[ModelPiece]:
         # Whole matrices cannot be cut: the step of a part depends on the rest.
         longest = size if number in matrices else ELEMENTS
         cuts = ((start, min(longest, size - start)) for start in range(0, size, longest))
-        found += [ModelPiece(number, start, length, kind, layer, counts) for start, length in cuts]
-    return found
+        parts += [ModelPiece(number, start, length, kind, layer, counts) for start, length in cuts]
+    return parts
 
 
 def directions(rank_model: RankModel, gradient: Gradient, cut: Sequence[ModelPiece]) -> Iterator[Tensor]:

@@ -130,30 +130,37 @@ def validation_record(
 
 
 def alignment_record(
-    found: Alignment, *, iteration: int, consumed: int, phase: str, samples: int, learning_rate: float, seconds: float
+    comparison: Alignment,
+    *,
+    iteration: int,
+    consumed: int,
+    phase: str,
+    samples: int,
+    learning_rate: float,
+    seconds: float,
 ) -> dict[str, Any]:
     """Return the record of one comparison of the sources' gradients, which is made after an iteration.
 
     In each matrix the row is the source of the step, and the column the source of the loss.
 
     Args:
-        found: gradients and steps, compared.
+        comparison: gradients and steps, compared.
         iteration, consumed, phase: position of the run.
         samples: held-out windows of each source.
         learning_rate: of the iteration; transfers are in nats per token for a step of this size.
         seconds: that the comparison took.
     """
-    plain, stepped = found.plain, found.stepped
+    plain, stepped = comparison.plain, comparison.stepped
     squares = [row[number] for number, row in enumerate(plain.whole)]
     return {
         "kind": "alignment",
         "iteration": iteration,
         "consumed_samples": consumed,
         "phase": phase,
-        "sources": found.names,
+        "sources": comparison.names,
         "samples": samples,
         "learning_rate": learning_rate,
-        "norms": {name: math.sqrt(square) for name, square in zip(found.names, squares, strict=True)},
+        "norms": {name: math.sqrt(square) for name, square in zip(comparison.names, squares, strict=True)},
         "cosines": _cosines(plain.whole),
         "transfer": _scaled(stepped.whole, learning_rate),
         "cosines_by_kind": {kind: _cosines(part) for kind, part in plain.by_kind.items()},

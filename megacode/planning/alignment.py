@@ -32,10 +32,10 @@ def _problems(config: RunConfig, schedule: Schedule) -> Iterator[Problem]:
     for name, size in schedule.sizes.items():
         windows = size.held_out_windows(length)
         if windows < wanted:
-            what = f"the probe reads {wanted} held-out windows of each source, and {name} has {windows}"
+            message = f"the probe reads {wanted} held-out windows of each source, and {name} has {windows}"
             fewer = f"set it to {windows} or less, or raise" if windows else "raise"
             fix = f"{fewer} validation.fraction: {name} needs {wanted * length + 1:,} held-out tokens"
-            yield Problem(what, "health.alignment_probe.samples", fix)
+            yield Problem(message, "health.alignment_probe.samples", fix)
 
 
 def probe_document(

@@ -202,6 +202,7 @@ def _source_warnings(schedule: Schedule, sources: _Json) -> Iterator[str]:
     if unused:
         yield f"{_listed(unused)}: in sources, but no phase draws from it"
     for name, row in sources.items():
+        # A warning, not an error: repeating a small source may be what an experiment is about.
         if row["epochs"] > _USEFUL_EPOCHS:
             reason = f"more than about {_USEFUL_EPOCHS} epochs teach little (Muennighoff et al., 2023)"
             yield f"{name}: read {row['epochs']:.1f} times over the run; {reason}"

@@ -59,6 +59,7 @@ def _too_old_wandb() -> str:
     """Return the version of wandb if it lacks what its mirror needs, else nothing."""
     with suppress(importlib.metadata.PackageNotFoundError):
         version = importlib.metadata.version("wandb")
+        # Two numbers decide: a candidate such as 0.31.0rc1 counts as 0.31.
         return version if tuple(map(int, re.findall(r"\d+", version)[:2])) < _OLDEST_WANDB else ""
     return ""
 

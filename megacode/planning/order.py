@@ -86,6 +86,7 @@ def _seen(config: RunConfig, stream: SourceStream, documents: Sequence[int]) -> 
     if not read:
         return []
     schedule = build_schedule(config, source_sizes(config))
+    # A set: a sample that reads two of the documents gives one row.
     samples = {int(sample) for first, last in read for sample in schedule.samples_of(stream.name, first, last)}
     return _rows(config, schedule, sorted(samples))
 

@@ -58,6 +58,7 @@ def check_scoring(config: RunConfig) -> None:
     """
     if config.evaluate is None:
         return
+    # Only for its errors: the first score may be due days later, when nobody looks.
     suite_name(config.evaluate)
     # A SLURM job may have an environment of its own, so only local scoring is checked here.
     if config.evaluate.where == "local" and find_spec("lm_eval") is None:

@@ -87,12 +87,12 @@ def _ends(record: RunRecord, measure: Measure) -> tuple[float, float]:
 
 
 def _line(
-    frame: Frame, points: Sequence[tuple[int, float]], css: str, said: str, form: Callable[[float], str]
+    frame: Frame, points: Sequence[tuple[int, float]], css: str, label: str, form: Callable[[float], str]
 ) -> Iterator[Markup]:
     places = [(frame.x(x), frame.y(y)) for x, y in points]
     yield path(places, class_=f"line {css}")
     for (x, y), (_, measured) in zip(places, points, strict=True):
-        yield element("circle", tip(said + form(measured)), class_=f"dot {css}", cx=x, cy=y, r=3.0)
+        yield element("circle", tip(label + form(measured)), class_=f"dot {css}", cx=x, cy=y, r=3.0)
 
 
 def _at_slots(
@@ -120,12 +120,12 @@ def _cell(line: Json, step: str, loss: str) -> dict[str, Any]:
     nats = alignment.entry(line, "transfer", step, loss)
     cosine, share = alignment.entry(line, "cosines", step, loss), alignment.share(line, step, loss)
     kinds = {kind: _of_kind(line, kind, step, loss) for kind in line.get("transfer_by_kind") or {}}
-    said = "; ".join(f"{kind} {fig.scientific(value)}" for kind, value in kinds.items() if math.isfinite(value))
+    text = "; ".join(f"{kind} {fig.scientific(value)}" for kind, value in kinds.items() if math.isfinite(value))
     return {
         "share": fig.texts([share], "{:+z.0%}".format)[0],
         "nats": fig.texts([nats], fig.scientific)[0],
         "cosine": fig.texts([cosine], "{:+.2f}".format)[0],
-        "said": f"nats per token by kind of layer: {said}" if said else "",
+        "said": f"nats per token by kind of layer: {text}" if text else "",
         "hurts": nats < 0,
     }
 

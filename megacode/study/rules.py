@@ -103,9 +103,9 @@ def levels_continue_what_can_be_continued(study: Study) -> Iterator[Problem]:
         for level, one in levels.items():
             merged = [name for name, arm in study.arms.items() if arm.anneal and name in (one.only or study.arms)]
             if one.then and merged:
-                what = f"{merged[0]!r} ends with a mean of checkpoints, which has no optimizer to train on with"
+                message = f"{merged[0]!r} ends with a mean of checkpoints, which has no optimizer to train on with"
                 fix = f"list the arms that are continued under only, without {merged[0]!r}"
-                yield Problem(what, f"factors.{factor}.{level}.then", fix)
+                yield Problem(message, f"factors.{factor}.{level}.then", fix)
 
 
 def phases_are_written_without_a_name(study: Study) -> Iterator[Problem]:

@@ -200,11 +200,11 @@ def _transfer(document: StudyReport) -> str:
         for row in document["transfer_by_phase"]
     ]  # fmt: skip
     head = ["arm", "phase", "step to loss", "mean", "first", "last"]
-    said = (
+    note = (
         "What a step on one source does to the held-out loss of another, as a share of what a step on the latter does, "
         "by first order. Above 0 it helps. ± is the interval over seeds."
     )
-    return f"## Which source teaches which\n\n{said}\n\n{_table(head, rows)}" if rows else ""
+    return f"## Which source teaches which\n\n{note}\n\n{_table(head, rows)}" if rows else ""
 
 
 def _survival(document: StudyReport) -> str:

@@ -23,10 +23,10 @@ def probe(trainer: Trainer, iteration: Iteration) -> None:
     started, samples = time.perf_counter(), trainer.config.health.alignment_probe.samples
     names = trainer.schedule.source_names
     batches = {name: _batches(trainer, name, samples) for name in names}
-    found = alignment.compare(trainer.rank_model, batches, len(names))
+    comparison = alignment.compare(trainer.rank_model, batches, len(names))
     seconds = time.perf_counter() - started
     phase = trainer.schedule.phase_at(iteration.before).name
-    trainer.run_log.aligned(found, phase, samples, trainer.rates.at(iteration.after), seconds)
+    trainer.run_log.aligned(comparison, phase, samples, trainer.rates.at(iteration.after), seconds)
     trainer.limit.validated(seconds)
 
 

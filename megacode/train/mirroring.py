@@ -91,8 +91,8 @@ class _Child:
     def _failed(self, why: str) -> None:
         # Once for each reason: a server that is away for a night must not fill the log.
         if why != self._told:
-            what = "the mirror to %s has failed, and is tried again; training continues: %s (%s)"
-            log.warning(what, self.name, why, self.log)
+            message = "the mirror to %s has failed, and is tried again; training continues: %s (%s)"
+            log.warning(message, self.name, why, self.log)
         self._told = why
         self._next = time.monotonic() + self._pause
         self._pause = min(_LONGEST_PAUSE, 2 * self._pause)
@@ -145,9 +145,9 @@ class Mirrors:
         if not running and not count and child.process is not None and child.process.returncode == 0:
             return
         why = f"not done after {format_seconds(seconds)} (metrics.wait)" if running else last_message(child.log)
-        what = "the mirror to %s lacks %d lines of metrics.jsonl, or has not confirmed them: %s; send them with: %s"
+        message = "the mirror to %s lacks %d lines of metrics.jsonl, or has not confirmed them: %s; send them with: %s"
         command = shlex.join(["megacode", "mirror", str(self._run.path)])
-        log.warning(what, child.name, count, why or "it has failed", command)
+        log.warning(message, child.name, count, why or "it has failed", command)
 
 
 def _running(child: _Child) -> bool:

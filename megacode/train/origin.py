@@ -120,12 +120,12 @@ def check_restart(run: RunDir, from_scratch: bool, own: Path | None, problems: S
     proof = _proof_of_saves(run)
     if proof and not from_scratch:
         why = "is intact" if problems else "can be used"
-        what = f"this run has trained and saved ({proof}), and no checkpoint of this run {why}"
+        message = f"this run has trained and saved ({proof}), and no checkpoint of this run {why}"
         fix = (
             f"mount {run.checkpoints}, or restore a checkpoint from a copy; "
             "to start with random weights anyway, add --from-scratch"
         )
-        raise CheckpointError(problems=[*problems, Problem(what, str(run.path), fix)])
+        raise CheckpointError(problems=[*problems, Problem(message, str(run.path), fix)])
 
 
 def _proof_of_saves(run: RunDir) -> str:
@@ -161,11 +161,11 @@ def _check_trunk(checkpoint: Path) -> None:
         return
     withheld = Ledger.read(trunk).samples(state.consumed_samples)
     if withheld != state.withheld:
-        what = (
+        message = (
             f"it has learned from samples that its run now withholds: {trunk.ledger} lists {withheld:,} samples before "
             f"its clock, of which it withheld {state.withheld:,}"
         )
-        raise CheckpointError(what, str(checkpoint), "branch off an earlier checkpoint of that run")
+        raise CheckpointError(message, str(checkpoint), "branch off an earlier checkpoint of that run")
 
 
 def check_inherited(ledger: Ledger, trunk: TrainState, run: RunDir) -> None:
@@ -181,11 +181,11 @@ def check_inherited(ledger: Ledger, trunk: TrainState, run: RunDir) -> None:
     """
     withheld = ledger.samples(trunk.consumed_samples)
     if withheld > trunk.withheld:
-        what = (
+        message = (
             f"it withholds {withheld:,} samples before the branch begins, but the checkpoint that the run starts from "
             f"withheld {trunk.withheld:,}: it is a leftover of another start"
         )
-        raise CheckpointError(what, str(run.ledger), "move it away, or give the run a run_dir of its own")
+        raise CheckpointError(message, str(run.ledger), "move it away, or give the run a run_dir of its own")
 
 
 def run_of(checkpoint: Path) -> RunDir | None:
@@ -212,8 +212,8 @@ def _check_directories(plan: Plan) -> None:
     run, source = Path(plan.config.directory), Path(plan.config.init.from_)
     # Resolved: a link, or another spelling, is the same directory.
     if run.resolve() in (source.resolve(), *source.resolve().parents):
-        what = f"the run would be written into {run}, the run that it starts from"
-        raise ConfigError(what, "init.from", "give the run a name or a run_dir of its own")
+        message = f"the run would be written into {run}, the run that it starts from"
+        raise ConfigError(message, "init.from", "give the run a name or a run_dir of its own")
 
 
 def _with_earlier(plan: Plan, checkpoint: Path, problem: Problem) -> Problem:

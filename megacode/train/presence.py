@@ -28,7 +28,7 @@ _ENDS: dict[StopReason, str] = {
     "time_limit": "stopped by the time limit",
     "stop_file": "stopped by the file `stop`",
     "spikes": "stopped after too many spikes or non-finite losses in a row",
-    "save_failed": "stopped",
+    "save_failed": "stopped",  # `closing_lines` adds what was not saved
 }
 
 
@@ -70,6 +70,7 @@ def is_finished(plan: Plan, accept_changed_past: bool = False) -> bool:
     # A checkpoint may have lost a file after the run had finished: then the run must train again.
     whole = all((newest / name).is_file() and (newest / name).stat().st_size == facts["bytes"]
                 for name, facts in state.files.items())  # fmt: skip
+    # Scores too: a job that was stopped before they were made is started again for them.
     return state.consumed_samples == plan.schedule.total_samples and whole and not _scores_missing(plan, run)
 
 
@@ -91,6 +92,7 @@ def finished_lines(plan: Plan) -> list[str]:
 
 def next_steps(run: Path) -> str:
     """Return what to do with a finished run."""
+    # Quoted, since the line is there to be copied into a shell.
     path = shlex.quote(str(run))
     return f"next: megacode convert to-hf {path} OUT, megacode report {path}; to train on, add a phase to the config"
 
@@ -112,6 +114,7 @@ def closing_lines(
     head += f" after {state.iteration - first:,} in {format_seconds(seconds)}"
     saved = run.checkpoint(state.iteration)
     resume = "next: the same command resumes from the newest checkpoint"
+    # The disk is asked, not the saver: the next start will find what is there.
     if not saved.exists():
         head += f"; iteration {state.iteration:,} could NOT be saved"
         return [head, f"{resume}; first free space on the disk of {run.path}, or see above why it could not be saved"]

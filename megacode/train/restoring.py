@@ -91,9 +91,9 @@ def pick(
     return choice
 
 
-def _note_corrupt(events: Events | None, path: Path, what: str) -> None:
+def _note_corrupt(events: Events | None, path: Path, message: str) -> None:
     if events is not None:
-        events.write("corrupt", iteration=RunDir.iteration_of(path), checkpoint=path.name, what=what)
+        events.write("corrupt", iteration=RunDir.iteration_of(path), checkpoint=path.name, what=message)
 
 
 def step_back(run: RunDir, choice: FoundCheckpoint, events: Events | None) -> None:
@@ -135,6 +135,7 @@ def check_whole(path: Path, state: TrainState) -> None:
     damaged = _damage(path, state)
     if damaged:
         fix = "name another checkpoint, or restore it from a copy"
+        # All ranks raise the same error, so that rank 0 alone prints it.
         error = CheckpointError(damaged, str(path), fix)
         error.of_all_ranks = True
         raise error

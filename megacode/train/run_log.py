@@ -96,12 +96,14 @@ class RunLog:
         if probe["alarm"]:
             self.event("fp8_alarm", alarm=probe["alarm"], fell_back=probe["fell_back"])
 
-    def aligned(self, found: Alignment, phase: str, samples: int, learning_rate: float, seconds: float) -> None:
+    def aligned(self, comparison: Alignment, phase: str, samples: int, learning_rate: float, seconds: float) -> None:
         """Write a comparison of the sources' gradients; arguments as of `alignment_record`."""
         seconds = round(seconds, 4)
         clock = self._clock()
         self.write(
-            alignment_record(found, phase=phase, samples=samples, learning_rate=learning_rate, seconds=seconds, **clock)
+            alignment_record(
+                comparison, phase=phase, samples=samples, learning_rate=learning_rate, seconds=seconds, **clock
+            )
         )
         self.event("alignment", seconds=seconds)
 
@@ -133,4 +135,5 @@ class RunLog:
 
 def seconds_since_start() -> float:
     """Return the seconds since this process started."""
+    # From the system's record of the process: slow imports before this module count, too.
     return round(time.time() - process_start(), 3)

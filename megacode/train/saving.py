@@ -213,8 +213,8 @@ class Saver:
         if self._first:
             size = sum(facts["bytes"] for facts in save.state.files.values())
             self._event("save", save.state, seconds=seconds, blocked=waited, bytes=size)
-            path, what = self._run.checkpoint(save.state.iteration), "saved %s, %s in %s (training waited %s)"
-            log.info(what, path, format_bytes(size), format_seconds(seconds), format_seconds(waited))
+            path, message = self._run.checkpoint(save.state.iteration), "saved %s, %s in %s (training waited %s)"
+            log.info(message, path, format_bytes(size), format_seconds(seconds), format_seconds(waited))
             self._tell_pruned(save.not_pruned)
 
     def _give_up(self, save: _Save) -> None:
@@ -228,8 +228,8 @@ class Saver:
 
     def _tell_failed(self, state: TrainState, error: str) -> None:
         if self._first:
-            what = "%s could not be saved: %s. The run continues; the previous checkpoint is kept."
-            log.error(what, self._run.iteration_name(state.iteration), error)
+            message = "%s could not be saved: %s. The run continues; the previous checkpoint is kept."
+            log.error(message, self._run.iteration_name(state.iteration), error)
             self._event("save_failed", state, error=error)
 
     def _event(self, event: str, state: TrainState, **facts: object) -> None:

@@ -133,8 +133,8 @@ class Scoring:
         self._waiting.clear()
         if owed and self._config is not None:
             jobs = "queued jobs continue; " if self._config.where == "slurm" else ""
-            what = "no scores yet: %s; %sthe next start, or `megacode evaluate %s`, will score them"
-            log.warning(what, ", ".join(owed), jobs, self._run.path)
+            message = "no scores yet: %s; %sthe next start, or `megacode evaluate %s`, will score them"
+            log.warning(message, ", ".join(owed), jobs, self._run.path)
         self._spare()
 
     @property

@@ -35,10 +35,10 @@ class StopSignal:
             raise KeyboardInterrupt
         if self.name is None:
             self.name = signal.Signals(number).name
-            what = (
+            message = (
                 "saving after this iteration, then stopping" if self.training else "stopping before anything is trained"
             )
-            log.info("%s: %s", self.name, what)
+            log.info("%s: %s", self.name, message)
 
     def refuse_to_start(self) -> None:
         """End a start that received a signal before its ranks were started.

@@ -70,11 +70,11 @@ def check_disk(plan: Plan, run: RunDir) -> None:
     free = shutil.disk_usage(existing).free
     if free >= missing * size:
         return
-    what = (
+    message = (
         f"the run keeps up to {most_at_once(plan)} checkpoints of {format_bytes(size)}; the {missing} still to be "
         f"saved need {format_bytes(missing * size)}, but {existing} has {format_bytes(free)} free"
     )
-    raise LaunchError(what, "checkpoint", _fix(plan, free // size))
+    raise LaunchError(message, "checkpoint", _fix(plan, free // size))
 
 
 def _fix(plan: Plan, room: int) -> str:

@@ -28,6 +28,7 @@ def open_checkpoint(path: Path) -> OpenedCheckpoint:
     Raises:
         CheckpointError: there is none; a Hugging Face model is none either.
     """
+    # Asked first: else an export would be told only that there is no checkpoint in it.
     if (path / "config.json").is_file():
         fix = "give the run or checkpoint it was exported from; without one: megacode convert from-hf, and --plain"
         raise CheckpointError("this is a Hugging Face model, not a checkpoint", str(path), fix)
@@ -40,16 +41,18 @@ def check_moments(checkpoint: Path) -> None:
     Raises:
         CheckpointError: it holds weights only.
     """
+    # Names alone tell: the index is small, and no tensor is read.
     if not any(name.startswith(f"{MOMENTS[1]}.") for name in Index.read(checkpoint).tensors):
-        what = "it holds weights only, no second moments, so the optimizer's step is not known"
+        message = "it holds weights only, no second moments, so the optimizer's step is not known"
         fix = "give --plain to measure steps along the plain gradient, or a checkpoint of training"
-        raise CheckpointError(what, str(checkpoint), fix)
+        raise CheckpointError(message, str(checkpoint), fix)
 
 
 def _alone(config: RunConfig) -> RunConfig:
     """Return a run's config for one process: without FP8, states in fp32; on a CPU in fp32 altogether."""
     dtype = config.precision.dtype if torch.cuda.is_available() else "fp32"
     engine = config.precision.transformer_impl if torch.cuda.is_available() else "local"
+    # Tensors load into any layout. Recomputation stays: it decides whether the activations fit.
     parallel = Parallel(distributed_optimizer=False, recompute=config.parallel.recompute)
     phases = tuple(phase.model_copy(update={"fp8": None}) for phase in config.phases)
     precision = Precision(dtype=dtype, transformer_impl=engine)
@@ -73,4 +76,5 @@ def loaded(source: OpenedCheckpoint, plain: bool) -> Iterator[RankModel]:
         tensors.load(rank_model, source.path, weights_only=plain)
         yield rank_model
     finally:
+        # Also after an error: the groups belong to the whole process, which may open another checkpoint.
         groups.stop()

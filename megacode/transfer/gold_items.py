@@ -61,8 +61,9 @@ def read_suite(suite: str, checkpoint: Path, tasks_dir: Path | None) -> Suite:
     Raises:
         ConfigError: there is no such suite.
     """
-    found = load_suite(suite, checkpoint, tasks_dir)
-    return replace(found, samples={}) if found.gold_answers is None else found
+    loaded = load_suite(suite, checkpoint, tasks_dir)
+    # Nothing is generated here, so how answers would be sampled does not matter.
+    return replace(loaded, samples={}) if loaded.gold_answers is None else loaded
 
 
 def gold_tasks(suite: Suite, most: int, without: Sequence[str] = ()) -> list[AskedTask]:
@@ -90,6 +91,7 @@ def _refuse_without_gold(suite: Suite, tasks: Mapping[str, Any]) -> None:
     names = [name for name, task in tasks.items() if name in suite.texts or not _has_gold(suite, task)]
     if not names:
         return
+    # One fix for all of them, ready to be copied into the command.
     fix = "exclude them: " + " ".join(f"--without {name}" for name in names)
     if suite.gold_answers is None:
         fix += ", or name a suite of true answers, such as to-code-gold"
@@ -109,15 +111,16 @@ def _items(name: str, task: Any, most: int, cluster: str | None) -> AskedTask:
     try:
         task.build_all_requests(samples=numbers, rank=0, world_size=1)
     except (OSError, MemoryError):
+        # A disk or the memory is at fault then, not the task.
         raise
     except Exception as error:  # a task's own templates and code, and the libraries below them
-        what = f"its questions cannot be made: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise DataError(what, f"task {name}", f"fix it, or exclude it: --without {name}") from error
+        message = f"its questions cannot be made: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise DataError(message, f"task {name}", f"fix it, or exclude it: --without {name}") from error
     items = [_item(name, instance, cluster) for instance in task.instances]
     # What separates question and answer is no answer.
     if empty := [item.number for item in items if not item.answer.strip()]:
-        what = f"{len(empty)} of {len(items)} items have no gold answer, the first is item {empty[0]}"
-        raise DataError(what, f"task {name}", f"its test data may be published without answers: --without {name}")
+        message = f"{len(empty)} of {len(items)} items have no gold answer, the first is item {empty[0]}"
+        raise DataError(message, f"task {name}", f"its test data may be published without answers: --without {name}")
     return AskedTask(name, items, count)
 
 
@@ -126,5 +129,6 @@ def _item(task: str, instance: Any, cluster: str | None) -> GoldItem:
     if cluster is not None and cluster not in instance.doc:
         fix = f"its fields are {', '.join(instance.doc)}"
         raise ConfigError(f"the task's documents have no field {cluster!r}", f"clusters.{task}", fix)
+    # Passages are long, and only whether two are equal matters.
     passage = None if cluster is None else digest(str(instance.doc[cluster]))[:16]
     return GoldItem(int(instance.doc_id), str(question), str(answer), passage)

@@ -89,12 +89,14 @@ def transfer_matrix(path: Path, options: TransferOptions) -> Json:
         ConfigError: an unknown source, suite or task, or one that cannot be measured.
         DataError: data cannot be read.
     """
+    # Before any work: minutes of measuring must not end in a refusal.
     if options.out is not None:
         refuse_existing([options.out], options.overwrite, "--out")
         refuse_unwritable(options.out, "--out")
     question = _checked(path, options)
     if options.out is None:
         return _measured(question, options)
+    # Held while it measures: a second command with this --out is refused at once.
     with claimed(options.out, "--out", new=not options.overwrite):
         document = _measured(question, options)
         write_json(options.out, document)
@@ -114,8 +116,8 @@ def _checked(path: Path, options: TransferOptions) -> _Question:
     for task in tasks:
         question.answers[task.name] = answer_tokens(tokenizer, task.items, source.config.train.seq_length)
         if cut := sum(item.cut > 0 for item in question.answers[task.name]):
-            what = "%s: %d of %d items exceed the context of %d tokens; their beginning was cut"
-            log.warning(what, task.name, cut, len(task.items), source.config.train.seq_length)
+            message = "%s: %d of %d items exceed the context of %d tokens; their beginning was cut"
+            log.warning(message, task.name, cut, len(task.items), source.config.train.seq_length)
     return question
 
 
@@ -126,6 +128,7 @@ def _measured(question: _Question, options: TransferOptions) -> Json:
         with bar("backward passes", backward_passes(windows, items)) as advance:
             sources, sums = measure(rank_model, windows, items, options.plain, advance)
         steps_along = "gradient" if options.plain else question.source.config.optimizer_in(_phase(question.source))
+    # The peak, not the rate of this iteration: at the end of a decay to 0, every transfer would be 0.
     rate = options.learning_rate or peak_rate(question.source.config, question.source.state.phase)
     return {
         **_facts(question, options),
@@ -185,6 +188,7 @@ def _facts(question: _Question, options: TransferOptions) -> Json:
         "iteration": state.iteration,
         "consumed_samples": state.consumed_samples,
         "phase": state.phase,
+        # Proves later which weights were measured, wherever the checkpoint was moved.
         "seal": state.seal,
         "suite": question.suite.name,
         "suite_sha256": question.suite.files_digest(),
@@ -211,6 +215,7 @@ def _task(task: AskedTask, question: _Question, sums: TaskSums, rate: float, lev
         "task": task.name,
         "items": len(task.items),
         "of_items": task.of,
+        # An item without a passage is a cluster of its own: its number stands for it.
         "clusters": len({number if one is None else one for number, one in enumerate(clusters)}),
         "tokens": int(tokens),
         "cut_items": sum(item.cut > 0 for item in question.answers[task.name]),
@@ -222,16 +227,18 @@ def _task(task: AskedTask, question: _Question, sums: TaskSums, rate: float, lev
 
 
 def _entry(sums: TaskSums, number: int, clusters: Sequence[str | None], rate: float, level: float) -> Json:
-    found = interval(sums.contributions[number], sums.tokens, clusters, sums.without_group[number], level)
-    value, half = rate * found.value, rate * found.half_width
+    transfer = interval(sums.contributions[number], sums.tokens, clusters, sums.without_group[number], level)
+    value, half = rate * transfer.value, rate * transfer.half_width
+    # Not `abs(value) <= half`: an interval that is not known (nan) makes nothing clear.
     verdict = "unclear" if not abs(value) > half else "helps" if value > 0 else "hurts"
     return {
         "value": value,
-        "standard_error": rate * found.error,
+        "standard_error": rate * transfer.error,
         "low": value - half,
         "high": value + half,
-        "variance_of_items": found.of_items,
+        "variance_of_items": transfer.of_items,
         "verdict": verdict,
         "cosine": sums.cosines[number],
+        # Divided by the same tokens as `value`, so that the parts add up to it.
         "by_kind": {kind: rate * float(part[number]) / float(sums.tokens.sum()) for kind, part in sums.by_kind.items()},
     }

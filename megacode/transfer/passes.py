@@ -90,6 +90,7 @@ def measure(
     """
     passes = _Passes(rank_model, plain, advance)
     with alignment.undisturbed(rank_model):
+        # All steps before the first item: an item then costs one backward pass, however many sources there are.
         means = {name: passes.mean(own) for name, own in windows.items()}
         steps = [passes.step(mean.gradient) for mean in means.values()]
         sums: dict[str, TaskSums] = {}
@@ -97,6 +98,8 @@ def measure(
         for name, own in items.items():
             sums[name], whole = passes.task(own, steps)
             gradients.append(whole)
+        # The third pass makes steps of its own: this returns the memory of one gradient a source to the host.
+        # With `plain` nothing is freed, since the steps are the gradients.
         steps.clear()
         norms = {name: passes.source(own, means[name], gradients, list(sums.values())) for name, own in windows.items()}
     return {name: SourceSums(mean.loss, norms[name]) for name, mean in means.items()}, sums
@@ -123,19 +126,20 @@ class _Passes:
         for gradient, count, loss in self._gradients(batches):
             total, tokens, nats = _added(total, gradient, count), tokens + count, nats + loss
         assert total is not None
+        # max: windows in which no token counts have a gradient of 0, not nan.
         return MeanGradient(_scaled(total, 1.0 / max(tokens, 1)), tokens, nats / max(tokens, 1))
 
     def task(self, items: Sequence[MakeBatch], steps: Sequence[Gradient]) -> tuple[TaskSums, Gradient]:
         """Return what the second pass finds of a task, and the gradient of its summed loss, on the host."""
-        total, tokens, losses, found = None, [], [], []
+        total, tokens, losses, products = None, [], [], []
         for gradient, count, nats in self._gradients(items):
             # The gradient is of the mean over the answer's tokens.
-            found.append(count * self._products(steps, [gradient]).places[:, :, 0])
+            products.append(count * self._products(steps, [gradient]).places[:, :, 0])
             total = _added(total, gradient, count)
             tokens.append(count)
             losses.append(nats)
         assert total is not None
-        places = torch.stack(found)
+        places = torch.stack(products)
         by_kind = {
             kind: np.asarray(matrix)[:, 0] for kind, matrix in InnerProducts(places.sum(0)[:, :, None]).by_kind.items()
         }
@@ -150,8 +154,10 @@ class _Passes:
         without: list[np.ndarray] = []
         for part in groups(len(windows)):
             left_out = self.mean([windows[number] for number in part])
+            # By subtraction, so a window is passed once more, not once for every group that keeps it.
             step = self.step(_without(whole, left_out))
             without.append(np.asarray(self._products([step], tasks).whole)[0])
+        # Gradients, not steps: a cosine has no direction from source to task, and knows no optimizer.
         plain = np.asarray(self._products([whole.gradient, *tasks], [whole.gradient]).whole)[:, 0]
         norm = math.sqrt(plain[0])
         for number, (task, one) in enumerate(zip(tasks, sums, strict=True)):
@@ -163,6 +169,7 @@ class _Passes:
     def _gradients(self, batches: Sequence[MakeBatch]) -> Iterator[tuple[Gradient, int, float]]:
         """Yield the gradient of each batch's mean loss, its number of tokens, and its summed loss."""
         for make in batches:
+            # The next call overwrites this gradient: who keeps it must copy it, as `_added` does.
             gradient, losses = alignment.gradient(self.rank_model, [make()], 1)
             yield gradient, sum(losses.tokens), sum(losses.loss_sum)
             self.advance(1)
@@ -179,6 +186,7 @@ def groups(windows: int) -> list[range]:
 
 def _added(total: Gradient | None, gradient: Gradient, weight: float) -> Gradient:
     """Add a weighted gradient to a sum on the host; None: it is the first."""
+    # fp32 whatever the model's type: a sum in bf16 would lose small gradients beside a large total.
     parts = [tensor.detach().float().cpu() for tensor in gradient.tensors]
     if total is None:
         return Gradient(tuple(part * weight for part in parts))

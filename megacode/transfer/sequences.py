@@ -48,15 +48,17 @@ def answer_tokens(tokenizer: Tokenizer, items: Sequence[GoldItem], context: int)
     kept = [item.question.rstrip() for item in items]
     wholes = tokenizer.encode_each([item.question + item.answer for item in items])
     questions = tokenizer.encode_each(kept)
-    found = []
+    encoded = []
     for whole, question in zip(wholes, questions, strict=True):
         begin = [] if question else [tokenizer.eod]
+        # By length, as lm-eval does it: a token over the border would be part of the answer.
         answer = len(whole) - len(question)
         # The last token is a label only.
         ids = [*begin, *whole][-(context + 1) :]
         cut = len(begin) + len(whole) - len(ids)
-        found.append(AnswerTokens(ids, min(answer, len(ids) - 1), cut))
-    return found
+        # The first token of a row is never predicted: nothing stands before it.
+        encoded.append(AnswerTokens(ids, min(answer, len(ids) - 1), cut))
+    return encoded
 
 
 def answer_batch(item: AnswerTokens, eod: int, context: int) -> MicroBatch:
@@ -79,9 +81,11 @@ def window_batch(stream: SourceStream, first_token: int, isolate: bool) -> Micro
         first_token: where the window begins.
         isolate: whether the run isolates documents.
     """
+    # None: without an epoch nothing is rearranged for fill in the middle, as in validation.
     window = window_tokens(stream, first_token, None)
     length = stream.seq_length
     mask, positions, borders = torch.ones(1, length), torch.arange(length)[None], None
+    # Packed conversations never see each other, whatever the run says of documents.
     if isolate or stream.packed:
         mask, positions, borders = isolated([stream.document_starts(first_token)], length)
     if window.loss_mask is not None:
@@ -93,5 +97,6 @@ def window_batch(stream: SourceStream, first_token: int, isolate: bool) -> Micro
 def _micro_batch(
     row: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, borders: torch.Tensor | None
 ) -> MicroBatch:
+    # All rows are of source 0: the caller knows which source or task they belong to.
     nothing = torch.zeros(1, dtype=torch.int64)
     return MicroBatch(row[None, :-1], row[None, 1:], mask, positions, borders, source_ids=nothing, samples=nothing)

@@ -50,49 +50,52 @@ def open_windows(config: RunConfig, tokenizer_hash: str, asked: Sequence[str], s
         ConfigError: an unknown source, one that holds out nothing, or one named twice.
         DataError: a data set cannot be read, is too short, or was made with another tokenizer; all at once.
     """
+    # Sorted, so that columns have one order whatever the order in the config.
     names = [one.partition("=")[0].strip() for one in asked or sorted(config.sources)]
     if problems := list(_problems(config, asked, names)):
         raise ConfigError(problems=problems)
-    found: list[SourceWindows] = []
+    sources: list[SourceWindows] = []
     failed: list[Problem] = []
     vocabulary = vocabulary_size(config)
     for name, text in zip(names, asked or names, strict=True):
         prefix = text.partition("=")[2].strip()
+        # Every source is tried before an error is raised: one call shows all that is wrong.
         try:
             opened = _other(config, name, prefix, samples) if "=" in text else _held_out(config, name, samples)
             manifest = manifests.check(opened.stream.prefix)
             manifests.check_tokenizer(opened.stream.prefix, manifest, tokenizer_hash)
+            # An id beyond the vocabulary would end as an illegal memory access on a GPU.
             opened.stream.check_vocabulary(vocabulary)
-            found.append(opened)
+            sources.append(opened)
         except MegacodeError as error:
             failed += error.problems
     if failed:
         raise DataError(problems=failed)
-    for opened in found:
+    for opened in sources:
         if (count := len(opened.first_tokens)) < samples:
             log.warning("%s has %d windows, fewer than --samples %d", opened.name, count, samples)
-    return found
+    return sources
 
 
 def _problems(config: RunConfig, asked: Sequence[str], names: Sequence[str]) -> list[Problem]:
-    found = []
+    problems = []
     for name in dict.fromkeys(name for name in names if names.count(name) > 1):
-        found.append(Problem("this source is named twice", f"--sources {name}", "name each once"))
+        problems.append(Problem("this source is named twice", f"--sources {name}", "name each once"))
     for text, name in zip(asked or names, names, strict=True):
         where = f"--sources {text}"
         if "=" in text:
             if not name or not text.partition("=")[2].strip():
                 fix = "write NAME=PREFIX, the path of PREFIX.bin without its ending"
-                found.append(Problem("it names no data set", where, fix))
+                problems.append(Problem("it names no data set", where, fix))
         elif name not in config.sources:
             close = get_close_matches(name, config.sources, n=1)
             known = f"did you mean {close[0]!r}?" if close else f"its sources are {', '.join(config.sources)};"
             fix = f"{known} NAME=PREFIX names another data set"
-            found.append(Problem(f"the run has no source {name!r}", where, fix))
+            problems.append(Problem(f"the run has no source {name!r}", where, fix))
         elif config.validation.fraction == 0:
             fix = f"name it as a data set, whose windows training may have read: {name}={config.sources[name].path}"
-            found.append(Problem("this source holds out nothing: validation.fraction is 0", where, fix))
-    return found
+            problems.append(Problem("this source holds out nothing: validation.fraction is 0", where, fix))
+    return problems
 
 
 def _held_out(config: RunConfig, name: str, samples: int) -> SourceWindows:
@@ -108,6 +111,7 @@ def _other(config: RunConfig, name: str, prefix: str, samples: int) -> SourceWin
     manifest = manifests.read(prefix)
     # Conversations are asked about as they would be trained on.
     loss: Loss = "answers" if manifest is not None and manifest.loss_mask is not None else "all"
+    # 0.0: no part of it is held out, so windows are spread over all of it.
     stream = SourceStream(name, prefix, 0.0, length, loss=loss)
     count = windows(stream.train_tokens, length, stream.packed)
     _enough(name, prefix, count)
@@ -118,5 +122,5 @@ def _other(config: RunConfig, name: str, prefix: str, samples: int) -> SourceWin
 
 def _enough(name: str, prefix: str, windows: int) -> None:
     if windows < LEAST:
-        what = f"it has {windows} windows to measure on, and an interval needs at least {LEAST}"
-        raise DataError(what, f"source {name} ({prefix})", "hold out more of it, or name a longer data set")
+        message = f"it has {windows} windows to measure on, and an interval needs at least {LEAST}"
+        raise DataError(message, f"source {name} ({prefix})", "hold out more of it, or name a longer data set")

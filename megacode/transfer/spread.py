@@ -66,18 +66,21 @@ def interval(
     # Scaled so that the mean over items is the transfer, as `profile` wants it.
     scale = len(tokens) / tokens.sum()
     own = profile((contributions * scale)[None], tokens * scale, _numbers(clusters))
+    # One cluster says nothing about others. No interval is better than one that is too narrow.
     if own.clusters < 2:
         return TransferInterval(value, math.nan, math.nan, math.nan)
     items = Part(float(np.sum(own.items**2)), own.clusters - 1)
     windows = Part(_jackknife(without_group / tokens.sum()), len(without_group) - 1)
     spread = spread_of(None, [items, windows], [])
     variance = spread.whole.variance
+    # Without any variance the degrees of freedom would be 0 / 0.
     half = spread.half_width(1 - level) if variance > 0 else 0.0
     return TransferInterval(value, spread.error, half, items.variance / variance if variance > 0 else math.nan)
 
 
 def _jackknife(without: np.ndarray) -> float:
     count = len(without)
+    # (J - 1) / J, not 1 / (J - 1): estimates that share nearly all windows differ little.
     return float((count - 1) / count * np.sum((without - without.mean()) ** 2))
 
 

@@ -18,6 +18,7 @@ _STYLES = {"helps": "green", "hurts": "red", "unclear": ""}
 def render_transfer(document: Json, console: Console) -> None:
     """Print a document of `transfer_matrix`."""
     console.print(Text(_head(document)))
+    # One power of ten for all tables: cells of different tables can be compared by eye.
     exponent = _exponent(document)
     names = [source["source"] for source in document["sources"]]
     for first in range(0, len(names), _MOST):
@@ -50,6 +51,7 @@ def _table(document: Json, names: Sequence[str], exponent: int) -> FigureTable:
 
 def _cell(entry: Json, exponent: int) -> Text:
     scale, half = 10.0**-exponent, entry["high"] - entry["value"]
+    # A task of a single cluster has a value and no interval.
     error = f" ± {scale * half:.1f}" if math.isfinite(half) else ""
     verdict = entry["verdict"]
     return Text(f"{scale * entry['value']:+.1f}{error}", style=_STYLES[verdict] and f"bold {_STYLES[verdict]}")
@@ -69,7 +71,7 @@ def _foot(document: Json, exponent: int) -> Iterator[str]:
 def _verdicts(task: Json) -> str:
     """Return what is clear of a task: `boolq: helped by text; hurt by code, math`."""
     parts = []
-    for verdict, said in (("helps", "helped by"), ("hurts", "hurt by")):
+    for verdict, phrase in (("helps", "helped by"), ("hurts", "hurt by")):
         names = [name for name, entry in task["transfer"].items() if entry["verdict"] == verdict]
-        parts += [f"{said} {', '.join(names)}"] if names else []
+        parts += [f"{phrase} {', '.join(names)}"] if names else []
     return f"{task['task']}: {'; '.join(parts)}" if parts else ""

@@ -16,6 +16,7 @@ _KINDS = {"full_attention": "full", "sliding_attention": "sliding"}
 def pattern_of(layers: Sequence[T]) -> tuple[T, ...]:
     """Return the shortest pattern that, repeated, gives the layers."""
     lengths = range(1, len(layers) + 1)
+    # n need not divide the number of layers: a pattern may break off at the last one.
     length = next(n for n in lengths if all(kind == layers[i % n] for i, kind in enumerate(layers)))
     return tuple(layers[:length])
 
@@ -111,6 +112,7 @@ class NoRopeLayers:
         if len(flags) < layers:
             message = f"no_rope_layers has {len(flags)} entries, but the model {layers} layers"
             raise Refused("no_rope_layers", message, "give one entry a layer")
+        # The class reads a flag by its layer's number: more flags than layers do nothing.
         return {"rotary_pattern": pattern_of(["rotary" if flag else "none" for flag in flags[:layers]])}
 
     def write(self, model: ModelConfig) -> dict[str, Any]:

@@ -81,6 +81,7 @@ class Same(_KeyOfField):
 
     def read(self, document: Document) -> dict[str, Any]:
         value = document.get(self.key, self.default)
+        # None too counts as absent: transformers fills it in where a class has no other default.
         return {self.field: self.default if value is None else value}
 
     def write(self, model: ModelConfig) -> dict[str, Any]:
@@ -117,6 +118,7 @@ class Always:
         return {self.field: self.value}
 
     def write(self, model: ModelConfig) -> dict[str, Any]:
+        # The class has this value built in: there is no key to write.
         return {}
 
 
@@ -201,6 +203,7 @@ class HeadSize:
             message = f"head_dim is {head_dim}, but this class ignores it: its heads have hidden_size / heads = {even}"
             raise Refused("head_dim", message, "remove head_dim")
         head = head_dim or even
+        # None where it can be derived: equal models then have equal configs.
         return {"hidden_size": hidden, "kv_channels": None if head * heads == hidden else head}
 
     def write(self, model: ModelConfig) -> dict[str, Any]:

@@ -71,13 +71,13 @@ def _drawn(line: ShareLine, frame: Frame) -> Markup:
     css, parts = colour(line.index), []
     for point in line.points:
         x = frame.x(point.tokens)
-        said = f"{line.source}: {point.share:+.1%}"
+        label = f"{line.source}: {point.share:+.1%}"
         if point.half_width is not None:
-            said += f" ± {100 * point.half_width:.1f} over {point.seeds} seeds"
+            label += f" ± {100 * point.half_width:.1f} over {point.seeds} seeds"
             low, high = (frame.y(point.share + sign * point.half_width) for sign in (-1, 1))
             low, high = min(low, frame.bottom), max(high, frame.top)
             parts.append(element("line", class_=f"error {css}", x1=x, x2=x, y1=low, y2=high))
-        parts.append(element("circle", tip(said), class_=f"dot {css}", cx=x, cy=frame.y(point.share), r=3.0))
+        parts.append(element("circle", tip(label), class_=f"dot {css}", cx=x, cy=frame.y(point.share), r=3.0))
     places = [(frame.x(point.tokens), frame.y(point.share)) for point in line.points]
     return element("g", path(places, class_=f"line {css}"), *parts)
 

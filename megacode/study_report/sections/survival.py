@@ -43,11 +43,13 @@ def _effect(index: ReportIndex, row: _Row, key: str) -> Effect:
     value, low, high = (index.scaled(metric, gain[end]) for end in ("difference", "low", "high"))
     place = row[f"place_{key}"]
     text = index.show(metric, gain["difference"], sign=True)
-    said = f"{row['arm']} minus {row['baseline']} at {place}, {index.title(metric)}: {text} ({spoken(index, row, key)})"
+    label = (
+        f"{row['arm']} minus {row['baseline']} at {place}, {index.title(metric)}: {text} ({spoken(index, row, key)})"
+    )
     # Colour only for a difference whose own interval leaves out 0.
     clear = math.isfinite(low) and (low > 0) == (high > 0)
     verdict = _verdict(index.better(metric), value) if clear else ""
-    return Effect(value, low, high, low, high, verdict, text, said, index.where(f"{row['arm']}@{place}"))
+    return Effect(value, low, high, low, high, verdict, text, label, index.where(f"{row['arm']}@{place}"))
 
 
 def _verdict(better: str, value: float) -> str:

@@ -56,9 +56,9 @@ def _lines(index: ReportIndex, curves: Sequence[TransferCurve]) -> Iterator[Shar
 
 def transfer_table(index: ReportIndex) -> dict[str, Any]:
     """Return the mean share in each phase: `pairs` of sources, and `rows` of an arm and a phase."""
-    found = index.document["transfer_by_phase"]
-    pairs = list(dict.fromkeys((row["step"], row["loss"]) for row in found))
-    values = {(row["arm"], row["phase"], row["step"], row["loss"]): row for row in found}
+    transfers = index.document["transfer_by_phase"]
+    pairs = list(dict.fromkeys((row["step"], row["loss"]) for row in transfers))
+    values = {(row["arm"], row["phase"], row["step"], row["loss"]): row for row in transfers}
     rows = [
         {
             "arm": index.short(arm),
@@ -66,7 +66,7 @@ def transfer_table(index: ReportIndex) -> dict[str, Any]:
             "phase": phase,
             "cells": [_cell(values.get((arm, phase, *pair))) for pair in pairs],
         }
-        for arm, phase in dict.fromkeys((row["arm"], row["phase"]) for row in found)
+        for arm, phase in dict.fromkeys((row["arm"], row["phase"]) for row in transfers)
     ]
     return {"pairs": [{"step": step, "loss": loss} for step, loss in pairs], "rows": rows}
 
