@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from megacode.base.errors import ConfigError, DataError, MegacodeError, Problem
 from megacode.config.run import RunConfig
 from megacode.data import manifest as manifests
+from megacode.data import objects
 from megacode.data.source_masks import Loss
 from megacode.data.source_stream import SourceStream, any_counts
 from megacode.data.windows import open_source, vocabulary_size
@@ -53,6 +54,7 @@ def open_windows(config: RunConfig, tokenizer_hash: str, asked: Sequence[str], s
     names = [one.partition("=")[0].strip() for one in asked or sorted(config.sources)]
     if problems := list(_problems(config, asked, names)):
         raise ConfigError(problems=problems)
+    objects.use(config.objects)
     found: list[SourceWindows] = []
     failed: list[Problem] = []
     vocabulary = vocabulary_size(config)

@@ -18,11 +18,13 @@ from megacode.base.errors import CheckpointError, ConfigError, DataError, Megaco
 from megacode.base.files import RunDir
 from megacode.checkpoint.copying import reshard
 from megacode.checkpoint.reader import Reader
+from megacode.config.objects import Objects
 from megacode.config.run import RunConfig
 from megacode.convert.hf import to_hf
 from megacode.convert.mapping import Sizes
 from megacode.convert.mapping import to_hf as mapped
 from megacode.convert.opened_checkpoint import OpenedCheckpoint
+from megacode.data import objects
 from megacode.data.indexed import IndexedDataset
 from megacode.mcore import groups
 from megacode.statistics.student import t_quantile
@@ -334,6 +336,16 @@ def test_checkpoints_that_cannot_be_measured_are_refused(place: Path, tmp_path: 
         transfer_matrix(tmp_path / "hf", options(place))
     with pytest.raises(CheckpointError, match="no such directory"):
         transfer_matrix(tmp_path / "nothing", options(place))
+
+
+def test_other_data_sets_are_read_with_the_run_s_settings_of_object_storage(place: Path) -> None:
+    source = OpenedCheckpoint.open(place / "run")
+    config = source.config.model_copy(update={"objects": Objects(cache=str(place / "cache"))})
+    try:
+        open_windows(config, source.tokenizer.hash, [f"other={place / 'north'}"], 2)
+        assert objects.settings() == config.objects
+    finally:
+        objects.use(Objects())
 
 
 def test_the_peak_is_the_phase_s_own_or_where_the_phase_before_it_ends(place: Path) -> None:
