@@ -214,6 +214,7 @@ def test_a_matrix_fits_80_columns_and_says_what_helps(document: dict[str, Any]) 
     assert max(map(len, text.splitlines())) <= 80
     assert {"of_north: helped by north", "of_south: helped by south"} <= set(text.splitlines())
     assert "learning rate 0.005" in " ".join(text.split())
+    assert "the 99.9% interval" in " ".join(printed({**document, "level": 0.999}).split())
 
 
 def test_other_data_sets_and_the_plain_gradient_may_be_asked_about(place: Path, document: dict[str, Any]) -> None:
