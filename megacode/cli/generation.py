@@ -13,7 +13,7 @@ import typer
 
 from megacode.base.errors import ConfigError, DataError
 from megacode.base.logs import setup_logging
-from megacode.cli.options import Json, print_json
+from megacode.cli.options import Json, float_option, print_json
 
 if TYPE_CHECKING:
     from megacode.eval.generate import GeneratedText, Sampling, TextWriter
@@ -36,9 +36,9 @@ def generate(
     system: Annotated[str | None, typer.Option(help="With --chat: a system message before the prompt.")] = None,
     # Sampling.
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of generated tokens.")] = 128,
-    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0: greedy decoding.")] = 0.8,
+    temperature: Annotated[float, float_option("Sampling temperature; 0: greedy decoding.", min=0)] = 0.8,
     top_p: Annotated[
-        float, typer.Option(min=1e-6, max=1, help="Sample from the most likely tokens with this total probability.")
+        float, float_option("Sample from the most likely tokens with this total probability.", min=1e-6, max=1)
     ] = 0.95,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first text; each further text uses the next one.")] = 0,
     count: Annotated[int, typer.Option(min=1, help="Number of texts.")] = 1,

@@ -9,7 +9,7 @@ import typer
 
 from megacode.base.errors import ConfigError
 from megacode.base.logs import setup_logging
-from megacode.cli.options import Json, console, out_file, print_json
+from megacode.cli.options import Json, console, float_option, out_file, print_json
 
 app = typer.Typer()
 
@@ -27,7 +27,7 @@ def judge(
     out: Annotated[Path | None, out_file("Result file; default: in the run of the first model.")] = None,
     # How answers are generated, on this machine.
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of an answer in tokens.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0, help="Temperature of answers; 0: greedy decoding.")] = 0.0,
+    temperature: Annotated[float, float_option("Temperature of answers; 0: greedy decoding.", min=0)] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of sampled answers and of the bootstrap.")] = 0,
     plain: Annotated[
         bool, typer.Option("--plain", help="Ask as plain text, even a model that has a chat template.")
@@ -38,8 +38,8 @@ def judge(
     # How the judge is called.
     max_judge_tokens: Annotated[int, typer.Option(min=16, help="Maximum length of the judge's reply in tokens.")] = 512,
     parallel: Annotated[int, typer.Option(min=1, help="Concurrent requests.")] = 4,
-    requests_per_minute: Annotated[float | None, typer.Option(min=0.1, help="Maximum requests per minute.")] = None,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Timeout of a request in seconds.")] = 120.0,
+    requests_per_minute: Annotated[float | None, float_option("Maximum requests per minute.", min=0.1)] = None,
+    timeout: Annotated[float, float_option("Timeout of a request in seconds.", min=0.1)] = 120.0,
     tries: Annotated[int, typer.Option(min=1, help="Attempts per request.")] = 6,
     key_variable: Annotated[
         str, typer.Option(help="Environment variable with the API key.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -45,12 +46,23 @@ def out_directory(text: str) -> Any:
     return typer.Option(help=text, callback=_writable_directory)
 
 
+def _finite(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no finite number")
+    return value
+
+
+def float_option(text: str, **limits: float) -> Any:
+    """Return an option that takes a float between `min` and `max`; nan, which passes all limits, is refused."""
+    return typer.Option(help=text, callback=_finite, **limits)
+
+
 # Options and arguments that several commands have.
 Config = Annotated[Path, typer.Argument(help="A run's YAML config.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value ...", show_default=False)]
 RunDirectory = Annotated[Path, typer.Argument(help="A run directory.", show_default=False)]
 Checkpoint = Annotated[Path, typer.Argument(help="A run directory, or one checkpoint in it.", show_default=False)]
-Level = Annotated[float, typer.Option(min=0.5, max=0.999, help="Confidence level of the intervals.")]
+Level = Annotated[float, float_option("Confidence level of the intervals.", min=0.5, max=0.999)]
 Without = Annotated[list[str] | None, typer.Option(help="Exclude a task; may be repeated.")]
 Nproc = Annotated[int | None, typer.Option(min=1, help="Start this many ranks on this machine.")]
 Site = Annotated[

@@ -9,7 +9,7 @@ import typer
 
 from megacode.base.errors import ConfigError
 from megacode.base.imports import uncollected
-from megacode.cli.options import AcceptChangedPast, Config, Json, Overrides, console, print_json
+from megacode.cli.options import AcceptChangedPast, Config, Json, Overrides, console, float_option, print_json
 
 if TYPE_CHECKING:
     from megacode.config.run import RunConfig
@@ -30,7 +30,7 @@ def plan(
     # Memory, time and price on GPUs.
     gpus: Annotated[int | None, typer.Option(min=1, help="Estimate memory and time on this many GPUs.")] = None,
     gpu: Annotated[str, typer.Option(help="GPU type: A100, H100, H200, B200, or one from --hardware.")] = "H100",
-    gpu_hour_price: Annotated[float | None, typer.Option(min=0, help="Price of a GPU hour, in any currency.")] = None,
+    gpu_hour_price: Annotated[float | None, float_option("Price of a GPU hour, in any currency.", min=0)] = None,
     scale: Annotated[str, typer.Option(help="Compare numbers of GPUs, such as 8,64,512.")] = "",
     hardware: Annotated[Path | None, typer.Option(help="Constants of your own cluster; see docs/scale.md.")] = None,
     # Megatron-core's own modules, on the meta device.

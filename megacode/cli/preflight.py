@@ -12,7 +12,7 @@ import typer
 from megacode.base.errors import EXIT_CHECK
 from megacode.base.imports import uncollected
 from megacode.base.logs import setup_logging
-from megacode.cli.options import Json, console, is_first_rank, print_json
+from megacode.cli.options import Json, console, float_option, is_first_rank, print_json
 
 app = typer.Typer()
 
@@ -25,7 +25,7 @@ def preflight(
     gpus: Annotated[
         int | None, typer.Option(min=0, help="GPUs that each node must have; default: as many as SLURM allocated.")
     ] = None,
-    timeout: Annotated[float, typer.Option(min=1.0, help="Seconds to wait for a node.")] = 60.0,
+    timeout: Annotated[float, float_option("Seconds to wait for a node.", min=1.0)] = 60.0,
     as_json: Json = False,
 ) -> None:
     """Check this node or, under srun --ntasks-per-node=1, all nodes of a job; exit code 3 if any fails."""

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from megacode.base.errors import EXIT_FAILURE
-from megacode.cli.options import Json, Level, Site, Without, console, out_directory, print_json
+from megacode.cli.options import Json, Level, Site, Without, console, float_option, out_directory, print_json
 
 app = typer.Typer(help="From a question to a table: arms, scales and seeds in one file.", no_args_is_help=True)
 
@@ -226,7 +226,7 @@ def next_mixture(
     budget: Annotated[
         str | None, typer.Option(help="Tokens of the target, such as 200B; else those of the arms.")
     ] = None,
-    max_passes: Annotated[float, typer.Option(min=0, help="The most passes over a source at the target.")] = 4.0,
+    max_passes: Annotated[float, float_option("The most passes over a source at the target.", min=0)] = 4.0,
     arms: Annotated[int, typer.Option(min=0, max=50, help="Also name this many arms that teach most.")] = 0,
     like: Annotated[
         str | None, typer.Option(help="Fit to arms that are like this one, ARM or ARM@LEVEL; else the largest group.")
@@ -238,7 +238,7 @@ def next_mixture(
         list[str] | None, typer.Option(help="Sources read in one ratio count as one: code+markup; may be repeated.")
     ] = None,
     target: Annotated[str | None, typer.Option("--for", help="The level that the blend is for.")] = None,
-    pull: Annotated[float, typer.Option(min=0, help="Toward the natural blend, in the loss's unit per nat.")] = 0.05,
+    pull: Annotated[float, float_option("Toward the natural blend, in the loss's unit per nat.", min=0)] = 0.05,
     as_json: Json = False,
 ) -> None:
     """Propose the blend to train next from the scores of the arms, or say why there is none (exit code 3)."""

@@ -10,7 +10,7 @@ import typer
 
 from megacode.base.errors import ConfigError
 from megacode.base.logs import setup_logging
-from megacode.cli.options import Json, Level, Without, console, out_file, print_json
+from megacode.cli.options import Json, Level, Without, console, float_option, out_file, print_json
 
 app = typer.Typer()
 
@@ -31,7 +31,7 @@ def transfer(
     without: Without = None,
     items_dir: Annotated[Path | None, typer.Option(help="Directory of the items of demo; default: the run's.")] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(min=1e-12, help="Of the step; default: the peak of the checkpoint's phase.")
+        float | None, float_option("Of the step; default: the peak of the checkpoint's phase.", min=1e-12)
     ] = None,
     plain: Annotated[
         bool, typer.Option("--plain", help="Step along the plain gradient, without the optimizer's second moments.")

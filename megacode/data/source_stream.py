@@ -237,6 +237,12 @@ def window_tokens(
     return window
 
 
+def any_counts(stream: SourceStream, first_token: int, isolate_documents: bool) -> bool:
+    """Return whether any label of a held-out window counts in the loss; arguments as of `window_tokens`."""
+    mask = window_tokens(stream, first_token, None, isolate_documents).loss_mask
+    return mask is None or bool(mask.any())
+
+
 def check_take(name: str, take: int, train_tokens: int, seq_length: int, packed: bool = False) -> None:
     """Refuse to take more training tokens of a source than it has, or less than one window.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from megacode.base.errors import ConfigError, Problem
@@ -11,7 +11,9 @@ from megacode.capacity.costs import padded_vocabulary, parameters
 from megacode.capacity.optimizer import gradient_bytes
 from megacode.config.quantity import Quantity
 from megacode.config.run import RunConfig
-from megacode.plan.phases import Schedule
+from megacode.data.source_stream import SourceStream, any_counts
+from megacode.data.windows import open_source
+from megacode.plan.phases import Schedule, SourceSize
 
 _Json = dict[str, Any]
 
@@ -36,6 +38,37 @@ def _problems(config: RunConfig, schedule: Schedule) -> Iterator[Problem]:
             fewer = f"set it to {windows} or less, or raise" if windows else "raise"
             fix = f"{fewer} validation.fraction: {name} needs {wanted * length + 1:,} held-out tokens"
             yield Problem(message, "health.alignment_probe.samples", fix)
+
+
+def check_counted(config: RunConfig, sizes: Mapping[str, SourceSize]) -> None:
+    """Refuse a probe whose held-out windows of a source have no token that counts: its gradient would be zero.
+
+    Reads the loss masks of these windows, so one process should do it for all.
+
+    Args:
+        config: the run.
+        sizes: of its sources; those without an identity are only declared so far, and have no mask to read.
+
+    Raises:
+        ConfigError: lists all such sources.
+        DataError: a data set cannot be read.
+    """
+    if config.health.alignment_probe.every is None or not config.validation.fraction:
+        return
+    masked = [name for name, size in sizes.items() if config.sources[name].loss == "answers" and size.identity]
+    problems = [problem for name in masked for problem in _uncounted(config, open_source(config, name))]
+    if problems:
+        raise ConfigError(problems=problems)
+
+
+def _uncounted(config: RunConfig, stream: SourceStream) -> Iterator[Problem]:
+    samples, isolate = config.health.alignment_probe.samples, config.train.isolate_documents
+    used = min(samples, stream.held_out_windows)  # that there are too few is said elsewhere
+    firsts = (stream.held_out_first_token(number, used) for number in range(used))
+    if not any(any_counts(stream, first, isolate) for first in firsts):
+        what = f"no token counts in the {used} held-out windows of {stream.name} that the probe reads"
+        fix = f"raise it ({stream.name} has {stream.held_out_windows:,}), or remove the probe"
+        yield Problem(what, "health.alignment_probe.samples", fix)
 
 
 def probe_document(

@@ -33,7 +33,7 @@ from megacode.plan.learning_rate import LearningRateSchedule
 from megacode.plan.optimizers import prove_same_optimizer
 from megacode.plan.past import lost, unknown_loss
 from megacode.plan.phases import Schedule, SourceSize, build_schedule, prove_past
-from megacode.planning.alignment import check_probe, probe_document
+from megacode.planning.alignment import check_counted, check_probe, probe_document
 from megacode.planning.mirrors import mirror_problems
 from megacode.planning.suite import check_scoring
 from megacode.planning.tables import plan_document
@@ -135,8 +135,11 @@ def read_sizes(config: RunConfig, *, allow_declared: bool = False) -> SourceSize
 
     Raises:
         DataError: if a data set is missing or damaged.
+        ConfigError: if no token counts in what the alignment probe reads of a source.
     """
-    return SourceSizes(source_sizes(config, allow_declared=allow_declared), vocabulary_size(config))
+    sizes = source_sizes(config, allow_declared=allow_declared)
+    check_counted(config, sizes)
+    return SourceSizes(sizes, vocabulary_size(config))
 
 
 def make_plan(config: RunConfig, sizes: SourceSizes | None = None, *, allow_declared: bool = False) -> Plan:

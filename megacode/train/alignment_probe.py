@@ -27,7 +27,7 @@ def probe(trainer: Trainer, iteration: Iteration) -> None:
     seconds = time.perf_counter() - started
     phase = trainer.schedule.phase_at(iteration.before).name
     trainer.run_log.aligned(comparison, phase, samples, trainer.rates.at(iteration.after), seconds)
-    trainer.limit.validated(seconds)
+    trainer.limit.measured("alignment", seconds)
 
 
 def _batches(trainer: Trainer, name: str, samples: int) -> Callable[[], list[MicroBatch]]:

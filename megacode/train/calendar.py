@@ -72,9 +72,10 @@ class Calendar:
         """Whether the gradients of the sources are compared after an iteration."""
         return self._due(self.config.health.alignment_probe.every, iteration)
 
-    def measures(self, iteration: Iteration) -> bool:
-        """Whether held-out losses or their gradients are computed after an iteration."""
-        return self.validates(iteration) or self.aligns(iteration)
+    def measurements(self, iteration: Iteration) -> list[str]:
+        """Return what is measured on held-out data after an iteration, by the names of events."""
+        due = {"validation": self.validates(iteration), "alignment": self.aligns(iteration)}
+        return [what for what, now in due.items() if now]
 
     def reports(self, number: int) -> bool:
         """Whether ranks report their speed and memory after an iteration."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import psutil
@@ -34,8 +34,8 @@ class TimeLimit:
     """Decides when to stop, so that the last save still fits into the time limit of a start.
 
     It is due when the time left is less than 1.5 times this sum: the longest of the last 32 iterations, the longest of
-    the last saves, and, if held-out data is measured next, the longest time that took. Until a save has been measured,
-    2 % of the limit is assumed. Clocks of ranks differ, so one rank must decide for all.
+    the last saves, and, of each measurement of held-out data that comes next, the longest time that took. Until a save
+    has been measured, 2 % of the limit is assumed. Clocks of ranks differ, so one rank must decide for all.
 
     Args:
         wall_clock: seconds that a start may take; None: no limit.
@@ -50,7 +50,7 @@ class TimeLimit:
         self._guess = _UNKNOWN_SAVE_SHARE * (wall_clock or 0.0)
         self._steps: deque[float] = deque(maxlen=_REMEMBERED)
         self._saves: deque[float] = deque(maxlen=_REMEMBERED)
-        self._validations: deque[float] = deque(maxlen=_REMEMBERED)
+        self._measurements: dict[str, deque[float]] = {}
 
     def stepped(self, seconds: float) -> None:
         """Record the duration of an iteration, including its data and its records."""
@@ -60,25 +60,26 @@ class TimeLimit:
         """Record the duration of a save until it was durable, whether or not the loop waited for it."""
         self._saves.append(seconds)
 
-    def validated(self, seconds: float) -> None:
-        """Record the duration of a validation, or of a comparison of gradients."""
-        self._validations.append(seconds)
+    def measured(self, what: str, seconds: float) -> None:
+        """Record the duration of a measurement of held-out data, by its name in `Calendar.measurements`."""
+        self._measurements.setdefault(what, deque(maxlen=_REMEMBERED)).append(seconds)
 
     @property
     def left(self) -> float:
         """Seconds until the limit; infinite without one."""
         return float("inf") if self._end is None else self._end - self._clock()
 
-    def due(self, validation_next: bool = False) -> bool:
+    def due(self, measured_next: Iterable[str] = ()) -> bool:
         """Return whether another iteration and a save might no longer fit.
 
         Args:
-            validation_next: whether the next iteration is followed by a validation.
+            measured_next: the measurements that follow the next iteration.
         """
         # Maxima, not means: a stop that comes too late loses everything since the last save.
         step, save = max(self._steps, default=0.0), max(self._saves, default=self._guess)
-        validation = max(self._validations, default=0.0) if validation_next else 0.0
-        return self.left < _SAFETY * (step + save + validation)
+        # A sum: both may follow one iteration.
+        measurements = sum(max(self._measurements.get(what, ()), default=0.0) for what in measured_next)
+        return self.left < _SAFETY * (step + save + measurements)
 
 
 class TouchFiles:

@@ -230,7 +230,7 @@ class Trainer:
             losses |= source_means(names, sums.loss_sum, sums.tokens)
         seconds = time.perf_counter() - started
         self.run_log.validated(losses, self._phase().name, reason, seconds)
-        self.limit.validated(seconds)
+        self.limit.measured("validation", seconds)
 
     def save(self, iteration: Iteration) -> None:
         """Save a checkpoint, in the background if the config says so."""
@@ -246,7 +246,7 @@ class Trainer:
         """
         # Signals, files and clocks reach ranks at different moments. One all-reduce of flags makes them one decision.
         request = self.requests.touched() if self.requests is not None else None
-        late = self.requests is not None and not self.finished and self.limit.due(self.calendar.measures(self._next()))
+        late = self.requests is not None and not self.finished and self._late()
         wishes = (self.stop_signal.name is not None, late, request == "stop", request == "save", *self.saver.flags())
         signalled, late, stop, save, busy, failed = groups.any_of(*wishes)
         self.saver.settle(busy, failed)
@@ -259,6 +259,9 @@ class Trainer:
         if signalled:
             return "signal"
         return "time_limit" if late else "stop_file" if stop else None
+
+    def _late(self) -> bool:
+        return self.limit.due(self.calendar.measurements(self._next()))
 
     def save_unless_saved(self, iteration: Iteration) -> bool:
         """Save, unless the newest checkpoint is at the present clock; wait, and return whether it is now."""

@@ -69,6 +69,7 @@ class _Question:
 
     source: OpenedCheckpoint
     suite: Suite
+    learning_rate: float
     windows: list[SourceWindows]
     tasks: list[AskedTask]
     answers: dict[str, list[AnswerTokens]] = field(default_factory=dict)
@@ -107,12 +108,13 @@ def _checked(path: Path, options: TransferOptions) -> _Question:
     source = open_checkpoint(path)
     if not options.plain:
         check_moments(source.path)
+    rate = options.learning_rate or peak_rate(source.config, _phase(source).name)
     tokenizer = source.tokenizer
     # Sources first: a mistake in them shows at once, while tasks take seconds to load.
     windows = open_windows(source.config, tokenizer.hash, options.sources, options.samples)
     suite = read_suite(options.suite, source.path, options.tasks_dir)
     tasks = gold_tasks(suite, options.items, options.without)
-    question = _Question(source, suite, windows, tasks)
+    question = _Question(source, suite, rate, windows, tasks)
     for task in tasks:
         question.answers[task.name] = answer_tokens(tokenizer, task.items, source.config.train.seq_length)
         if cut := sum(item.cut > 0 for item in question.answers[task.name]):
@@ -128,14 +130,12 @@ def _measured(question: _Question, options: TransferOptions) -> Json:
         with bar("backward passes", backward_passes(windows, items)) as advance:
             sources, sums = measure(rank_model, windows, items, options.plain, advance)
         steps_along = "gradient" if options.plain else question.source.config.optimizer_in(_phase(question.source))
-    # The peak, not the rate of this iteration: at the end of a decay to 0, every transfer would be 0.
-    rate = options.learning_rate or peak_rate(question.source.config, question.source.state.phase)
     return {
         **_facts(question, options),
-        "learning_rate": rate,
+        "learning_rate": question.learning_rate,
         "steps_along": steps_along,
         "sources": [_source(one, sources[one.name]) for one in question.windows],
-        "tasks": [_task(task, question, sums[task.name], rate, options.level) for task in question.tasks],
+        "tasks": [_task(task, question, sums[task.name], options.level) for task in question.tasks],
         "seconds": round(time.perf_counter() - started, 3),
     }
 
@@ -167,16 +167,18 @@ def peak_rate(config: RunConfig, phase: str) -> float:
     """Return the peak learning rate of a phase; of one without a peak, where the phase before it ends.
 
     Raises:
-        ConfigError: no phase up to this one has a peak.
+        ConfigError: that is 0, or not in the config, as `inverse_sqrt` ends where its length says.
     """
-    rate = 0.0
+    rate: float | None = 0.0
     for one in config.phases:
-        rate = one.learning_rate.peak or rate
+        own = one.learning_rate
+        rate = own.peak or rate
         if one.name == phase:
             break
-        rate = rate if one.learning_rate.final is None else one.learning_rate.final
+        rate = None if own.schedule == "inverse_sqrt" else rate if own.final is None else own.final
     if not rate:
-        raise ConfigError("the checkpoint's phase has no learning rate above 0", "--learning-rate", "give one")
+        what = "starts at a learning rate of 0" if rate == 0 else "has no peak and follows one of inverse_sqrt"
+        raise ConfigError(f"the checkpoint's phase, {phase}, {what}", "--learning-rate", "give it, such as 1e-4")
     return rate
 
 
@@ -208,7 +210,7 @@ def _source(windows: SourceWindows, sums: SourceSums) -> Json:
     }
 
 
-def _task(task: AskedTask, question: _Question, sums: TaskSums, rate: float, level: float) -> Json:
+def _task(task: AskedTask, question: _Question, sums: TaskSums, level: float) -> Json:
     clusters = [item.cluster for item in task.items]
     tokens = sums.tokens.sum()
     return {
@@ -221,7 +223,8 @@ def _task(task: AskedTask, question: _Question, sums: TaskSums, rate: float, lev
         "cut_items": sum(item.cut > 0 for item in question.answers[task.name]),
         "loss": float(sums.loss_sum.sum() / tokens),
         "transfer": {
-            windows.name: _entry(sums, number, clusters, rate, level) for number, windows in enumerate(question.windows)
+            windows.name: _entry(sums, number, clusters, question.learning_rate, level)
+            for number, windows in enumerate(question.windows)
         },
     }
 

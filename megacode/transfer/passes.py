@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -179,9 +180,11 @@ class _Passes:
 
 
 def groups(windows: int) -> list[range]:
-    """Return the numbers of a source's windows in at most `GROUPS` groups of nearly equal size, each spread."""
+    """Return the numbers of a source's windows in at most `GROUPS` groups of neighbours, of nearly equal size."""
     count = min(windows, GROUPS)
-    return [range(number, windows, count) for number in range(count)]
+    # Neighbours may share a document. In different groups they would hide how much documents differ.
+    ends = [number * windows // count for number in range(count + 1)]
+    return [range(first, end) for first, end in pairwise(ends)]
 
 
 def _added(total: Gradient | None, gradient: Gradient, weight: float) -> Gradient:

@@ -10,8 +10,9 @@ from difflib import get_close_matches
 from megacode.base.errors import ConfigError, DataError, MegacodeError, Problem
 from megacode.config.run import RunConfig
 from megacode.data import manifest as manifests
+from megacode.data import objects
 from megacode.data.source_masks import Loss
-from megacode.data.source_stream import SourceStream
+from megacode.data.source_stream import SourceStream, any_counts
 from megacode.data.windows import open_source, vocabulary_size
 from megacode.plan.sources import windows
 
@@ -54,6 +55,7 @@ def open_windows(config: RunConfig, tokenizer_hash: str, asked: Sequence[str], s
     names = [one.partition("=")[0].strip() for one in asked or sorted(config.sources)]
     if problems := list(_problems(config, asked, names)):
         raise ConfigError(problems=problems)
+    objects.use(config.objects)
     sources: list[SourceWindows] = []
     failed: list[Problem] = []
     vocabulary = vocabulary_size(config)
@@ -73,7 +75,8 @@ def open_windows(config: RunConfig, tokenizer_hash: str, asked: Sequence[str], s
         raise DataError(problems=failed)
     for opened in sources:
         if (count := len(opened.first_tokens)) < samples:
-            log.warning("%s has %d windows, fewer than --samples %d", opened.name, count, samples)
+            message = "%s: measured on %d windows, not %d (--samples): it has no more, or no token counts in the rest"
+            log.warning(message, opened.name, count, samples)
     return sources
 
 
@@ -100,10 +103,9 @@ def _problems(config: RunConfig, asked: Sequence[str], names: Sequence[str]) -> 
 
 def _held_out(config: RunConfig, name: str, samples: int) -> SourceWindows:
     stream = open_source(config, name)
-    _enough(name, stream.prefix, stream.held_out_windows)
     used = min(samples, stream.held_out_windows)
     firsts = [stream.held_out_first_token(number, used) for number in range(used)]
-    return SourceWindows(name, stream, firsts, True)
+    return SourceWindows(name, stream, _counting(config, stream, firsts), True)
 
 
 def _other(config: RunConfig, name: str, prefix: str, samples: int) -> SourceWindows:
@@ -114,13 +116,21 @@ def _other(config: RunConfig, name: str, prefix: str, samples: int) -> SourceWin
     # 0.0: no part of it is held out, so windows are spread over all of it.
     stream = SourceStream(name, prefix, 0.0, length, loss=loss)
     count = windows(stream.train_tokens, length, stream.packed)
-    _enough(name, prefix, count)
     used = min(samples, count)
     firsts = [number * count // used * length for number in range(used)]
-    return SourceWindows(name, stream, firsts, False)
+    return SourceWindows(name, stream, _counting(config, stream, firsts), False)
 
 
-def _enough(name: str, prefix: str, windows: int) -> None:
-    if windows < LEAST:
-        message = f"it has {windows} windows to measure on, and an interval needs at least {LEAST}"
-        raise DataError(message, f"source {name} ({prefix})", "hold out more of it, or name a longer data set")
+def _counting(config: RunConfig, stream: SourceStream, firsts: Sequence[int]) -> list[int]:
+    """Return the first tokens of windows with a token that counts: others have no gradient.
+
+    Raises:
+        DataError: there are fewer than `LEAST`.
+    """
+    counting = [first for first in firsts if any_counts(stream, first, config.train.isolate_documents)]
+    if len(counting) < LEAST:
+        idle = f", and {len(firsts) - len(counting)} in which no token counts" if len(firsts) > len(counting) else ""
+        message = f"it has {len(counting)} windows to measure on{idle}; an interval needs at least {LEAST}"
+        fix = "raise --samples, hold out more of it, or name a longer data set"
+        raise DataError(message, f"source {stream.name} ({stream.prefix})", fix)
+    return counting

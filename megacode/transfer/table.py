@@ -60,8 +60,8 @@ def _cell(entry: Json, exponent: int) -> Text:
 def _foot(document: Json, exponent: int) -> Iterator[str]:
     yield (
         f"Numbers are 1e{exponent} nats per token of the gold answers that one step lowers their loss by, to first "
-        f"order, at learning rate {document['learning_rate']:g}. Above 0 it helps. ± is the {document['level']:.0%} "
-        "interval over items and windows."
+        f"order, at learning rate {document['learning_rate']:g}. Above 0 it helps. ± is the "
+        f"{100 * document['level']:g}% interval over items and windows."
     )
     yield from (line for line in map(_verdicts, document["tasks"]) if line)
     if document["steps_along"] == "gradient":

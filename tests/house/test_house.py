@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from megacode import cli
 from tests.limits import HANG
@@ -133,6 +134,26 @@ def test_an_output_where_nothing_can_be_written_is_refused_before_the_work(comma
     assert done.returncode == 2
     assert "OUT: cannot write in /proc" in done.stderr.replace("--out", "OUT")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("wrong", ["nan", "inf"])
+@pytest.mark.parametrize("option", ["--level", "--learning-rate"])
+def test_numbers_that_are_not_finite_are_input_errors(option: str, wrong: str) -> None:
+    done = CliRunner().invoke(cli.app, ["transfer", "RUN", "--tasks", "demo", option, wrong])
+    assert done.exit_code == 2
+    assert option in done.output
+
+
+def test_every_option_that_takes_a_number_refuses_those_that_are_not_finite() -> None:
+    trees = [ast.parse(path.read_text()) for path in SOURCES if path.parent.name == "cli"]
+    found = [
+        ast.unparse(node)
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Subscript) and re.match(r"Annotated\[float\b", ast.unparse(node))
+    ]
+    assert len(found) > 5
+    assert not [option for option in found if "float_option(" not in option]
 
 
 def test_no_ranks_is_an_input_error() -> None:

@@ -18,6 +18,7 @@ from megacode.config.config_file import load_config
 from megacode.metrics.reader import read_metrics
 from megacode.metrics.sinks import alignment_line
 from megacode.planning.run_plan import make_plan
+from tests.data.masked import write_masked
 
 Megacode = Callable[..., subprocess.CompletedProcess[str]]
 PROBE = "health.alignment_probe={every: 4 iterations, samples: 6}"
@@ -161,6 +162,18 @@ def test_a_probe_without_held_out_windows_is_refused_before_training(
         assert what in " ".join(said.stderr.split())
         assert "Traceback" not in said.stderr
     assert not Path("run").exists()
+
+
+def test_a_probe_of_windows_in_which_no_token_counts_is_refused(golden: Path, megacode: Megacode) -> None:
+    counted = [number < 6000 for number in range(6400)]  # all answers are in what is trained on
+    write_masked(Path("chat"), [1 + number % 300 for number in range(6400)], [64] * 100, counted)
+    source, few = "sources.code={path: chat, loss: answers}", "health.alignment_probe.samples=4"
+    for command in ("train", "plan"):
+        said = megacode(command, golden, "run_dir=run", PROBE, few, source)
+        assert said.returncode == 2
+        assert "no token counts in the 4 held-out windows of code" in " ".join(said.stderr.split())
+    assert not Path("run").exists()
+    assert megacode("plan", golden, PROBE, few, "sources.code={path: chat, loss: all}").returncode == 0
 
 
 def test_the_plan_counts_what_a_probe_costs(golden: Path, megacode: Megacode) -> None:

@@ -52,10 +52,21 @@ def test_a_validation_that_comes_next_must_fit_too(now: Now) -> None:
     limit = TimeLimit(600.0, now(), now)
     limit.stepped(10.0)
     limit.saved(30.0)
-    limit.validated(100.0)
+    limit.measured("validation", 100.0)
     now.seconds = 1000.0 + 600.0 - 1.5 * 100.0
     assert not limit.due()
-    assert limit.due(validation_next=True)
+    assert limit.due(["validation"])
+
+
+def test_a_validation_and_a_comparison_of_gradients_after_one_iteration_must_both_fit(now: Now) -> None:
+    limit = TimeLimit(600.0, now(), now)
+    limit.saved(0.0)
+    limit.measured("validation", 100.0)
+    limit.measured("alignment", 60.0)
+    now.seconds = 1000.0 + 600.0 - 1.5 * 120.0
+    assert not limit.due(["validation"])
+    assert not limit.due(["alignment"])
+    assert limit.due(["validation", "alignment"])
 
 
 def test_a_first_iteration_that_took_long_is_forgotten_in_time(now: Now) -> None:

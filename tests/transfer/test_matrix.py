@@ -18,18 +18,23 @@ from megacode.base.errors import CheckpointError, ConfigError, DataError, Megaco
 from megacode.base.files import RunDir
 from megacode.checkpoint.copying import reshard
 from megacode.checkpoint.reader import Reader
+from megacode.config.objects import Objects
+from megacode.config.run import RunConfig
 from megacode.convert.hf import to_hf
 from megacode.convert.mapping import Sizes
 from megacode.convert.mapping import to_hf as mapped
 from megacode.convert.opened_checkpoint import OpenedCheckpoint
+from megacode.data import objects
 from megacode.data.indexed import IndexedDataset
 from megacode.mcore import groups
 from megacode.statistics.student import t_quantile
 from megacode.transfer import matrix
-from megacode.transfer.matrix import TransferOptions, transfer_matrix
+from megacode.transfer.matrix import TransferOptions, peak_rate, transfer_matrix
+from megacode.transfer.sources import open_windows
 from megacode.transfer.table import render_transfer
+from tests.data.masked import write_masked
 from tests.ranks import run_ranks
-from tests.transfer.conftest import LANGUAGES, write_suite
+from tests.transfer.conftest import LANGUAGES, config_of, write_suite
 
 PROGRAM = Path(__file__).with_name("layout_program.py")
 SAMPLES, ITEMS, PEAK = 6, 5, 5e-3
@@ -209,6 +214,7 @@ def test_a_matrix_fits_80_columns_and_says_what_helps(document: dict[str, Any]) 
     assert max(map(len, text.splitlines())) <= 80
     assert {"of_north: helped by north", "of_south: helped by south"} <= set(text.splitlines())
     assert "learning rate 0.005" in " ".join(text.split())
+    assert "the 99.9% interval" in " ".join(printed({**document, "level": 0.999}).split())
 
 
 def test_other_data_sets_and_the_plain_gradient_may_be_asked_about(place: Path, document: dict[str, Any]) -> None:
@@ -331,6 +337,53 @@ def test_checkpoints_that_cannot_be_measured_are_refused(place: Path, tmp_path: 
         transfer_matrix(tmp_path / "hf", options(place))
     with pytest.raises(CheckpointError, match="no such directory"):
         transfer_matrix(tmp_path / "nothing", options(place))
+
+
+def test_other_data_sets_are_read_with_the_run_s_settings_of_object_storage(place: Path) -> None:
+    source = OpenedCheckpoint.open(place / "run")
+    config = source.config.model_copy(update={"objects": Objects(cache=str(place / "cache"))})
+    try:
+        open_windows(config, source.tokenizer.hash, [f"other={place / 'north'}"], 2)
+        assert objects.settings() == config.objects
+    finally:
+        objects.use(Objects())
+
+
+def test_the_peak_is_the_phase_s_own_or_where_the_phase_before_it_ends(place: Path) -> None:
+    def peak(*rates: dict[str, Any], phase: str = "last") -> float:
+        phases = [
+            {"name": name, "iterations": 9, "blend": {"north": 1.0}, "learning_rate": rate}
+            for name, rate in zip(("first", "last"), rates, strict=True)
+        ]
+        return peak_rate(RunConfig.model_validate(config_of(place, phases=phases)), phase)
+
+    falling = {"schedule": "cosine", "peak": 5e-3, "final": 1e-3}
+    root, constant = {"schedule": "inverse_sqrt", "peak": 5e-3, "warmup": "3 iterations"}, {"schedule": "constant"}
+    assert peak(falling, {"schedule": "constant", "peak": 2e-3}) == 2e-3
+    assert peak(falling, constant) == 1e-3
+    assert peak(root, constant, phase="first") == 5e-3
+    with pytest.raises(ConfigError, match="last, starts at a learning rate of 0"):
+        peak({**falling, "final": 0}, constant)
+    with pytest.raises(ConfigError, match="last, has no peak and follows one of inverse_sqrt"):
+        peak(root, constant)
+
+
+@pytest.mark.usefixtures("no_model")
+def test_windows_in_which_no_token_counts_are_left_out(
+    place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = OpenedCheckpoint.open(place / "run")
+    for answers in ([], [100], [100, 700, 1000]):  # places of tokens that count, in windows of 64
+        counted = [number in answers for number in range(1281)]
+        prefix = write_masked(tmp_path / f"chat{len(answers)}", [5] * 1281, [1281], counted)
+        asked = [source.config, source.tokenizer.hash, [f"chat={prefix}"], 20]
+        if len(answers) < 2:
+            what = f"it has {len(answers)} windows to measure on, and {20 - len(answers)} in which no token counts"
+            with pytest.raises(DataError, match=what) as caught:
+                open_windows(*asked)
+            assert caught.value.exit_code == 2
+    assert list(open_windows(*asked)[0].first_tokens) == [64, 640, 960]
+    assert "chat: measured on 3 windows, not 20 (--samples)" in caplog.text
 
 
 @pytest.mark.usefixtures("no_model")

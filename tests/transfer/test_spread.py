@@ -58,3 +58,4 @@ def test_groups_hold_every_window_once_and_differ_by_one(windows: int) -> None:
     sizes = {len(part) for part in made}
     assert len(made) == min(windows, GROUPS)
     assert max(sizes) - min(sizes) <= 1
+    assert all(part.step == 1 for part in made), "windows of one document are neighbours, and belong together"
