@@ -45,12 +45,12 @@ class SpecialNames:
         Raises:
             ValueError: it holds such a character already.
         """
-        content = message["content"]
-        if PRIVATE.search(content):
+        # Templates write names and the ids of calls, too.
+        if any(PRIVATE.search(text) for text in message.values()):
             raise ValueError(
                 "a message holds a character of Unicode's private planes 15 and 16, which is not supported"
             )
-        return {**message, "content": self._pattern.sub(lambda found: self._quoted[found[0]], content)}
+        return {key: self._pattern.sub(lambda found: self._quoted[found[0]], text) for key, text in message.items()}
 
     def short(self, text: str) -> str:
         """Return a rendered text in which each special token is one character."""
