@@ -29,7 +29,6 @@ class SpecialNames:
     def __init__(self, names: Sequence[str]) -> None:
         # The longest first: one name may begin with another.
         ordered = sorted(dict.fromkeys(name for name in names if name), key=len, reverse=True)
-        # `(?!)` matches nothing: an empty pattern would match between all characters.
         self._pattern = re.compile("|".join(map(re.escape, ordered)) or "(?!)")
         self._written = {name: chr(_WRITTEN + number) for number, name in enumerate(ordered)}
         self._quoted = {name: chr(_QUOTED + number) for number, name in enumerate(ordered)}
@@ -46,12 +45,12 @@ class SpecialNames:
         Raises:
             ValueError: it holds such a character already.
         """
-        content = message["content"]
-        if PRIVATE.search(content):
+        # Templates write names and the ids of calls, too.
+        if any(PRIVATE.search(text) for text in message.values()):
             raise ValueError(
                 "a message holds a character of Unicode's private planes 15 and 16, which is not supported"
             )
-        return {**message, "content": self._pattern.sub(lambda match: self._quoted[match[0]], content)}
+        return {key: self._pattern.sub(lambda match: self._quoted[match[0]], text) for key, text in message.items()}
 
     def short(self, text: str) -> str:
         """Return a rendered text in which each special token is one character."""
