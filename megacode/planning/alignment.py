@@ -66,9 +66,9 @@ def _uncounted(config: RunConfig, stream: SourceStream) -> Iterator[Problem]:
     used = min(samples, stream.held_out_windows)  # that there are too few is said elsewhere
     firsts = (stream.held_out_first_token(number, used) for number in range(used))
     if not any(any_counts(stream, first, isolate) for first in firsts):
-        what = f"no token counts in the {used} held-out windows of {stream.name} that the probe reads"
+        message = f"no token counts in the {used} held-out windows of {stream.name} that the probe reads"
         fix = f"raise it ({stream.name} has {stream.held_out_windows:,}), or remove the probe"
-        yield Problem(what, "health.alignment_probe.samples", fix)
+        yield Problem(message, "health.alignment_probe.samples", fix)
 
 
 def probe_document(

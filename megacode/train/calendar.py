@@ -75,7 +75,7 @@ class Calendar:
     def measurements(self, iteration: Iteration) -> list[str]:
         """Return what is measured on held-out data after an iteration, by the names of events."""
         due = {"validation": self.validates(iteration), "alignment": self.aligns(iteration)}
-        return [what for what, now in due.items() if now]
+        return [event for event, now in due.items() if now]
 
     def reports(self, number: int) -> bool:
         """Whether ranks report their speed and memory after an iteration."""

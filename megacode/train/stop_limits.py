@@ -60,9 +60,9 @@ class TimeLimit:
         """Record the duration of a save until it was durable, whether or not the loop waited for it."""
         self._saves.append(seconds)
 
-    def measured(self, what: str, seconds: float) -> None:
+    def measured(self, event: str, seconds: float) -> None:
         """Record the duration of a measurement of held-out data, by its name in `Calendar.measurements`."""
-        self._measurements.setdefault(what, deque(maxlen=_REMEMBERED)).append(seconds)
+        self._measurements.setdefault(event, deque(maxlen=_REMEMBERED)).append(seconds)
 
     @property
     def left(self) -> float:
@@ -78,7 +78,7 @@ class TimeLimit:
         # Maxima, not means: a stop that comes too late loses everything since the last save.
         step, save = max(self._steps, default=0.0), max(self._saves, default=self._guess)
         # A sum: both may follow one iteration.
-        measurements = sum(max(self._measurements.get(what, ()), default=0.0) for what in measured_next)
+        measurements = sum(max(self._measurements.get(event, ()), default=0.0) for event in measured_next)
         return self.left < _SAFETY * (step + save + measurements)
 
 

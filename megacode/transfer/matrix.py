@@ -177,8 +177,8 @@ def peak_rate(config: RunConfig, phase: str) -> float:
             break
         rate = None if own.schedule == "inverse_sqrt" else rate if own.final is None else own.final
     if not rate:
-        what = "starts at a learning rate of 0" if rate == 0 else "has no peak and follows one of inverse_sqrt"
-        raise ConfigError(f"the checkpoint's phase, {phase}, {what}", "--learning-rate", "give it, such as 1e-4")
+        reason = "starts at a learning rate of 0" if rate == 0 else "has no peak and follows one of inverse_sqrt"
+        raise ConfigError(f"the checkpoint's phase, {phase}, {reason}", "--learning-rate", "give it, such as 1e-4")
     return rate
 
 
