@@ -52,9 +52,9 @@ def _finite(value: float | None) -> float | None:
     return value
 
 
-def float_option(text: str, **limits: float) -> Any:
-    """Return an option that takes a float between `min` and `max`; nan, which passes all limits, is refused."""
-    return typer.Option(help=text, callback=_finite, **limits)
+def float_option(text: str, *, min: float | None = None, max: float | None = None) -> Any:
+    """Return an option that takes a float between two limits; nan, which passes all limits, is refused."""
+    return typer.Option(help=text, callback=_finite, min=min, max=max)
 
 
 # Options and arguments that several commands have.
