@@ -52,7 +52,7 @@ def _finite(value: float | None) -> float | None:
     return value
 
 
-def float_option(text: str, min: float | None = None, max: float | None = None) -> Any:
+def float_option(text: str, *, min: float | None = None, max: float | None = None) -> Any:
     """Return an option that takes a float between two limits; nan, which passes all limits, is refused."""
     return typer.Option(help=text, callback=_finite, min=min, max=max)
 

@@ -276,9 +276,12 @@ class _Builder:
                 "length": config.train.seq_length,
                 "vocabulary": config.model.vocab_size,
                 "tokenizer": config.tokenizer.model_dump() if config.tokenizer else None,
+                "probe": config.health.alignment_probe.model_dump(mode="json"),
+                "isolated": config.train.isolate_documents,
             }
         )
         # Windows of a source depend on all of these: how much is held out, how long they are, how they were tokenized.
+        # And what a probe reads of them is refused if no token counts there.
         if key not in self.sizes:
             try:
                 self.sizes[key] = read_sizes(config, allow_declared=True)
