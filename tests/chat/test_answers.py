@@ -194,9 +194,7 @@ def test_a_template_that_refuses_a_conversation_says_why(tokenizer):
     assert fault.what == "the chat template fails on it: ZeroDivisionError: division by zero"
 
 
-NAMED = CHATML.replace(
-    "message.role +", "message.role + message.name|default('') + message.tool_call_id|default('') +"
-)
+NAMED = CHATML.replace("message.role +", "message.role + message.name|default('') + message.tool_call_id|default('') +")
 
 
 @pytest.mark.parametrize("key", ["name", "tool_call_id"])
