@@ -159,7 +159,7 @@ def read(prefix: str | Path) -> Manifest | None:
     """Read a data set's manifest; None if it has none.
 
     Raises:
-        DataError: if the file is not a manifest, or has a later format.
+        DataError: if the file is not a manifest, or has a later format; or if it is missing and there is a loss mask.
     """
     path = manifest_path(prefix)
     try:
@@ -170,6 +170,12 @@ def read(prefix: str | Path) -> Manifest | None:
         document["decontaminated"] = tuple(document.get("decontaminated", ()))
         manifest = Manifest(**{key: value for key, value in document.items() if key in known})
     except FileNotFoundError:
+        # Read as a plain set, all its tokens would be learned: questions, and the padding of packed windows.
+        if loss_masks.mask_path(prefix).exists():
+            fix = "restore it, or make the data set again with `megacode data chat --overwrite`"
+            raise DataError(
+                "there is no such file, and without it the set's loss mask cannot be read", str(path), fix
+            ) from None
         return None
     except (OSError, ValueError, TypeError, AttributeError) as error:
         fix = "restore or delete it; without it the data set is identified by its size and sampled blocks"

@@ -124,6 +124,7 @@ def _generate(
 ) -> Iterator[tuple[Prompt, str]]:
     """Yield prompts with their answers, longest prompts first, so that running out of memory happens at once."""
     exported = is_export(Path(where))
+    in_template = _asks_in_template(tokenizer, generation.plain)
     asked = [(prompt, _ids(tokenizer, prompt.text, exported, generation.plain)) for prompt in prompts]
     _check_lengths(asked, generation.max_new_tokens, model.config, where)
     asked.sort(key=lambda pair: len(pair[1]), reverse=True)
@@ -132,13 +133,18 @@ def _generate(
         rows = _continue(model, tokenizer, [ids for _, ids in batch], [prompt for prompt, _ in batch], generation)
         for (prompt, _), ids in zip(batch, rows, strict=True):
             text = tokenizer.decode(ids, skip_special_tokens=True)
-            # A base model continues with the next instruction; the answer ends before it.
-            yield prompt, text.split(_STOP)[0].strip()
+            # A base model continues with the next instruction. A chat model ends its turn, and may write headings.
+            yield prompt, (text if in_template else text.split(_STOP)[0]).strip()
+
+
+def _asks_in_template(tokenizer: Any, plain: bool) -> bool:
+    """Return whether a model is asked in its chat template."""
+    return bool(getattr(tokenizer, "chat_template", None)) and not plain
 
 
 def _ids(tokenizer: Any, text: str, exported: bool = False, plain: bool = False) -> list[int]:
     """Return a prompt's ids: in the model's chat template if it has one, else, or if wanted so, as `PLAIN`."""
-    if getattr(tokenizer, "chat_template", None) and not plain:
+    if _asks_in_template(tokenizer, plain):
         turns = [{"role": "user", "content": text}]
         ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
         return list(ids)

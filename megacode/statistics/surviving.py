@@ -1,8 +1,10 @@
 """How much of a gain is left after further training: the same two recipes compared before it and after it.
 
-Both gains are measured on the same items and seeds, so they vary together: their covariance makes the interval of the
-change narrower, and that of the ratio. The ratio has Fieller's interval, which is unbounded where the gain before is
-not clearly different from 0; then no ratio is given, since a share of nothing means nothing.
+Both gains are measured on the same items, so they vary together: their covariance makes the interval of the change
+narrower, and that of the ratio. How they vary together over seeds is not subtracted, since the models before and after
+are arms of their own: with several seeds the intervals are rather too wide. The ratio has Fieller's interval, which is
+unbounded where the gain before is not clearly different from 0; then no ratio is given, since a share of nothing means
+nothing.
 """
 
 from __future__ import annotations

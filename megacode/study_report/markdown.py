@@ -210,7 +210,7 @@ def _transfer(document: StudyReport) -> str:
 def _survival(document: StudyReport) -> str:
     index = ReportIndex(document)
     rows = [list(line.values()) for line in survival.survival_table(index)]
-    return f"## The gain that survives\n\n{_table(survival.HEAD, rows)}\n\n{survival.NOTE}" if rows else ""
+    return f"## Do gains last?\n\n{_table(survival.HEAD, rows)}\n\n{survival.NOTE}" if rows else ""
 
 
 def _contamination(document: StudyReport) -> str:

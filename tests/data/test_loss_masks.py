@@ -20,6 +20,7 @@ from megacode.data.indexed import IndexedDatasetWriter
 from megacode.data.loss_masks import LossMask
 from megacode.data.merge import merge
 from megacode.data.shuffle import ShuffledWriter, document_keys
+from megacode.data.source_stream import SourceStream
 
 DOCUMENTS = st.lists(st.lists(st.booleans(), max_size=20), min_size=1, max_size=30).filter(any)
 HERE = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
@@ -141,6 +142,17 @@ def test_a_set_that_replaces_a_masked_one_has_no_mask(tmp_path) -> None:
         writer.add(np.arange(4), np.array([4]))
     assert not (tmp_path / "set.mask").exists()
     assert manifests.describe(tmp_path / "set").loss_mask is None
+
+
+def test_a_mask_whose_manifest_is_missing_is_no_plain_set(write_dataset, tmp_path) -> None:
+    write(tmp_path / "set", [[True, False] * 9])
+    manifests.manifest_path(tmp_path / "set").unlink()
+    for read in (manifests.read, manifests.check, manifests.identity):
+        with pytest.raises(DataError, match="without it the set's loss mask cannot be read"):
+            read(tmp_path / "set")
+    with pytest.raises(DataError, match="without it the set's loss mask"):
+        SourceStream("chat", str(tmp_path / "set"), 0.0, 4)
+    assert manifests.read(write_dataset([5], "plain")) is None
 
 
 @pytest.mark.parametrize("whole", [False, True])

@@ -656,6 +656,22 @@ def test_a_model_with_a_chat_form_is_asked_in_it_and_another_form_is_another_mod
     assert answers(model, PROMPTS[:1], generation, kept(tmp_path, model, generation), device="cpu")[1] == 1
 
 
+@slow
+def test_a_heading_ends_a_plain_answer_but_not_one_in_a_chat_form(models_ab, tmp_path, monkeypatch):
+    from transformers import AutoTokenizer
+
+    model = tmp_path / "model"
+    shutil.copytree(models_ab[0], model)
+    tokenizer, said = AutoTokenizer.from_pretrained(model), "Two steps.\n### First\nRead."
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<answer>"
+    tokenizer.save_pretrained(model)
+    # A model that writes just this would have to be trained for it.
+    monkeypatch.setattr("megacode.judge.answers._continue", lambda *_: [tokenizer(said)["input_ids"]])
+    for generation, expected in ((Generation(4), said), (Generation(4, plain=True), "Two steps.")):
+        found, _ = answers(model, PROMPTS[:1], generation, kept(tmp_path, model, generation), device="cpu")
+        assert found == {PROMPTS[0].id: expected}
+
+
 def test_waiting_threads_end_when_the_comparison_does(server, tmp_path):
     server.behave = lambda body, number: (503, {}, {"Retry-After": "30"})
     client = JudgeClient(server.url, tmp_path, Patience(longest_wait=60))
