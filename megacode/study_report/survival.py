@@ -26,7 +26,11 @@ def survivals(results: StudyResults, level: float, without: Sequence[str]) -> tu
     and the fields of `statistics.surviving.survived`.
     """
     rows: list[Row] = []
-    missing: list[str] = []
+    missing = [
+        f"whether gains last is not known: every level of {name} adds phases; a level without `then` is the one before"
+        for name, levels in results.study.factors.items()
+        if all(one.then for one in levels.values())
+    ]
     groups = {(group.place, tuple(group.suites)): group for group in scored_groups(results)}
     for (place, suites), later in groups.items():
         for before, phases in earlier_places(results.study, place):

@@ -111,3 +111,11 @@ def test_before_is_the_level_without_further_phases() -> None:
                                   "factors": factors})  # fmt: skip
     assert list(earlier_places(study, ("large", "both"))) == [(("large", "plain"), ["c", "d"])]
     assert list(earlier_places(study, ("large", "plain"))) == []
+
+
+def test_without_a_level_before_the_report_says_why_nothing_is_compared(make: Make) -> None:
+    tuned = {"tuning": {"short": {"then": ["cooldown"]}, "long": {"then": ["cooldown", "cooldown"]}}}
+    document = report_document(make(1, {"suites": [SUITE]}, factors=tuned, arms=ARMS))
+    assert document["survival"] == []
+    (said,) = [line for line in document["missing"] if "gains last" in line]
+    assert "every level of tuning adds phases" in said
