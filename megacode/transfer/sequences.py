@@ -57,7 +57,8 @@ def answer_tokens(tokenizer: Tokenizer, items: Sequence[GoldItem], context: int)
         ids = [*begin, *whole][-(context + 1) :]
         cut = len(begin) + len(whole) - len(ids)
         # The first token of a row is never predicted: nothing stands before it.
-        encoded.append(AnswerTokens(ids, min(answer, len(ids) - 1), cut))
+        # At least the last one: a tokenizer may write the whole in as few tokens as the question.
+        encoded.append(AnswerTokens(ids, max(1, min(answer, len(ids) - 1)), cut))
     return encoded
 
 
