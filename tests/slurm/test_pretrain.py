@@ -62,7 +62,7 @@ def megacode(cluster: Any, *arguments: object) -> subprocess.CompletedProcess[st
 def test_a_run_that_cannot_work_ends_before_a_rank_starts(
     run: Any, cluster: Any, override: str, code: str, said: str
 ) -> None:
-    job = run.submit(override)
+    job = run.submit(override, nodes=2)
     assert cluster.wait(job) == "FAILED", run.tail()
     assert said in run.tail()
     assert cluster.facts(job)["ExitCode"] == code
