@@ -21,20 +21,26 @@ from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from megacode.base.ports import free_port
 from tests.limits import HANG
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.preloaded"])
+_ENVIRONMENT = dict(os.environ)
 _NEW = multiprocessing.get_context("spawn")
 GPU = Path("/dev/nvidiactl").exists()  # Megatron-core asks for GPUs when imported, and CUDA does not survive a fork
 
 
 def start_server() -> None:
-    """Start the server of forks if it does not run: not in a test's directory, where its imports would look first."""
+    """Start the server of forks if it does not run, as if before all tests.
+
+    A test may have changed the environment, which libraries read when they are imported, or the working directory,
+    where imports would look first.
+    """
     if not GPU:
-        with contextlib.chdir(Path(__file__).parents[1]):
+        with contextlib.chdir(Path(__file__).parents[1]), patch.dict(os.environ, _ENVIRONMENT, clear=True):
             forkserver.ensure_running()
 
 
