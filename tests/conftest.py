@@ -99,12 +99,12 @@ def foreign_modules() -> Callable[[Path], None]:
 def megacode(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Call `megacode ARGUMENTS` in the test's directory, without importing from there; returns the finished process.
 
-    Heavy commands run in a fork, see tests/forked.py, unless `new=True` asks for a new process.
+    Heavy commands run in a fork, see tests/forked.py.
     """
 
-    def call(*arguments: object, timeout: float = HANG, new: bool = False) -> subprocess.CompletedProcess[str]:
+    def call(*arguments: object, timeout: float = HANG) -> subprocess.CompletedProcess[str]:
         words = [*map(str, arguments)]
-        if not new and forked.can_fork(words):
+        if forked.can_fork(words):
             return forked.call(words, tmp_path, timeout)
         command = child_processes.command(words)
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=timeout, check=False)

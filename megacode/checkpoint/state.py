@@ -83,7 +83,7 @@ class TrainState:
         document = asdict(self)
         return {key: value for key, value in document.items() if value or key not in _LEFT_OUT_EMPTY}
 
-    def go_on_with(self, config: str) -> None:
+    def continue_with(self, config: str) -> None:
         """Take another config from this clock on, and keep what was learned otherwise before it.
 
         Args:

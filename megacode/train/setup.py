@@ -288,7 +288,7 @@ def _restore(plan: Plan, rank_model: RankModel, origin: Origin, stop_signal: Sto
         restoring.load(config, rank_model, origin.checkpoint, origin.saved, weights_only=origin.weights_only)
     if origin.kind == "weights" and origin.checkpoint is not None and origin.saved is not None:
         state.record_start(origin.checkpoint, origin.saved)
-    state.go_on_with(dump_config(config))
+    state.continue_with(dump_config(config))
     sizes = config.parallel.model_dump(include={"tensor", "pipeline", "context"})
     state.layout = {"world_size": rank_model.ranks.world_size, **sizes}
     # One rank reads the tokenizer's files: thousands at once would overload the file system.

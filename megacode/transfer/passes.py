@@ -44,6 +44,7 @@ class TaskSums:
         loss_sum, tokens: float64[I], of each answer: nats, and number of its tokens.
         contributions: float64[S, I]: <P g_A, h_i>, per unit of learning rate.
         by_kind: the sum of the contributions over items, by kind of layer; float64[S] each.
+        norm: of the gradient of the task's summed loss.
         without_group: by source float64[J]: `contributions` summed over items, without a group of the source's windows.
         cosines: float64[S]: of g_A with the gradient of the task's loss.
     """
@@ -52,6 +53,7 @@ class TaskSums:
     tokens: np.ndarray
     contributions: np.ndarray
     by_kind: dict[str, np.ndarray]
+    norm: float
     without_group: list[np.ndarray] = field(default_factory=list)
     cosines: list[float] = field(default_factory=list)
 
@@ -146,7 +148,8 @@ class _Passes:
         }
         contributions = places.sum(1).T.numpy()
         assert set(by_kind) == set(KINDS)
-        return TaskSums(np.array(losses), np.array(tokens, dtype=float), contributions, by_kind), total
+        norm = math.sqrt(self._products([total], [total]).whole[0][0])
+        return TaskSums(np.array(losses), np.array(tokens, dtype=float), contributions, by_kind, norm), total
 
     def source(
         self, windows: Sequence[MakeBatch], whole: MeanGradient, tasks: Sequence[Gradient], sums: Sequence[TaskSums]
@@ -161,10 +164,9 @@ class _Passes:
         # Gradients, not steps: a cosine has no direction from source to task, and knows no optimizer.
         plain = np.asarray(self._products([whole.gradient, *tasks], [whole.gradient]).whole)[:, 0]
         norm = math.sqrt(plain[0])
-        for number, (task, one) in enumerate(zip(tasks, sums, strict=True)):
-            one.without_group.append(np.array([row[number] for row in without]))
-            length = math.sqrt(self._products([task], [task]).whole[0][0])
-            one.cosines.append(float(plain[number + 1] / (norm * length)) if norm * length else math.nan)
+        for number, task in enumerate(sums):
+            task.without_group.append(np.array([row[number] for row in without]))
+            task.cosines.append(float(plain[number + 1] / (norm * task.norm)) if norm * task.norm else math.nan)
         return norm
 
     def _gradients(self, batches: Sequence[MakeBatch]) -> Iterator[tuple[Gradient, int, float]]:

@@ -32,7 +32,7 @@ def test_resumes_that_teach_the_same_leave_nothing(make_config: MakeConfig, tmp_
         {"validation": {"every": "3 iterations"}},
     ]
     for change in others * 3:
-        state.go_on_with(made(make_config, **change))
+        state.continue_with(made(make_config, **change))
     assert state.former_configs == []
     assert "every: 3 iterations" in state.config
     state.write(tmp_path)
@@ -44,13 +44,13 @@ def test_what_was_learned_otherwise_is_kept_and_only_that(make_config: MakeConfi
     second = made(make_config, train={"clip_grad": 0.5}, name="b")
     third = made(make_config, train={"clip_grad": 0.5}, precision={"fp8": FP8}, init={"from": "x"}, name="c")
     state = TrainState(config=first)
-    state.go_on_with(second)  # nothing was read yet
+    state.continue_with(second)  # nothing was read yet
     assert state.former_configs == []
     state.config, state.consumed_samples = first, 8
-    state.go_on_with(second)
+    state.continue_with(second)
     assert state.former_configs == [{"consumed_samples": 8, "was": [(["train", "clip_grad"], 1.0)]}]
     state.consumed_samples = 16
-    state.go_on_with(third)
+    state.continue_with(third)
     state.write(tmp_path)
     read = TrainState.read(tmp_path)
     assert [clock for clock, _ in read.formers()] == [8, 16]

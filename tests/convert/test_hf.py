@@ -186,7 +186,7 @@ def test_the_seed_of_the_first_weights_is_known_through_branches_and_through_oth
     assert init_seed(one) == 7
     # A branch with other settings began with its trunk's weights.
     branch = dataclasses.replace(one, former_configs=[])
-    branch.go_on_with(one.config.replace("from: random", "from: runs/trunk").replace("seed: 7", "seed: 8"))
+    branch.continue_with(one.config.replace("from: random", "from: runs/trunk").replace("seed: 7", "seed: 8"))
     assert branch.former_configs
     assert init_seed(branch) == 7
     started = dataclasses.replace(branch, former_configs=[])

@@ -35,7 +35,7 @@ pytestmark = [
 ]
 RANKS, FORMATS = "tests/train/test_ranks.py", "tests/convert/test_from_megatron.py"
 # Long files are parts of their own, for the workers that run side by side. With each part what is not run again: faults
-# made on purpose, and long tests that differ from one that is only by their dtype, preset or block.
+# made on purpose, and long tests that differ from one that is only by dtype, preset, block or optimizer.
 PARTS: dict[str, tuple[list[str], str]] = {
     "layouts": (
         ["tests/mcore/test_layouts.py"],

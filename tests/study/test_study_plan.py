@@ -43,7 +43,7 @@ def save(cell: Cell, clock: int, path: Path, formers: dict[int, Cell] | None = N
     # As a run that is resumed with the next config at each of these clocks.
     for until, after in zip(configs, [*configs.values(), text][1:], strict=True):
         state.consumed_samples = until
-        state.go_on_with(after)
+        state.continue_with(after)
     state.consumed_samples, state.fingerprints = clock, chain
     state.write(path)
     return path

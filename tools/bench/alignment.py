@@ -21,7 +21,7 @@ import torch
 import typer
 
 sys.path.insert(0, str(Path(__file__).parent))
-from train_step import LEARNING_RATE, SHAPES, Shape, random_batch
+from train_step import LEARNING_RATE, SHAPES, Shape, model_settings, random_batch
 
 from megacode.config.run import RunConfig
 from megacode.mcore import alignment, groups
@@ -40,14 +40,7 @@ def model(shape: Shape, sources: list[str], batch: int) -> RankModel:
     config = RunConfig.model_validate(
         {
             "name": "bench",
-            "model": {
-                "num_layers": shape.layers,
-                "hidden_size": shape.hidden,
-                "ffn_hidden_size": shape.ffn,
-                "num_attention_heads": 4,
-                "num_query_groups": 2,
-                "vocab_size": shape.vocabulary,
-            },
+            "model": model_settings(shape),
             "sources": {name: {"path": name} for name in sources},
             "phases": [phase],
             "train": {"seq_length": shape.length, "global_batch_size": batch, "micro_batch_size": MICRO},

@@ -55,19 +55,24 @@ SHAPES = {
 }
 
 
+def model_settings(shape: Shape) -> dict[str, int]:
+    """Return the section `model` of a run's config."""
+    return {
+        "num_layers": shape.layers,
+        "hidden_size": shape.hidden,
+        "ffn_hidden_size": shape.ffn,
+        "num_attention_heads": 4,
+        "num_query_groups": 2,
+        "vocab_size": shape.vocabulary,
+    }
+
+
 def megacode_step(shape: Shape) -> Callable[[MicroBatch], None]:
     """Return a function that trains one step of megacode's model."""
     config = RunConfig.model_validate(
         {
             "name": "bench",
-            "model": {
-                "num_layers": shape.layers,
-                "hidden_size": shape.hidden,
-                "ffn_hidden_size": shape.ffn,
-                "num_attention_heads": 4,
-                "num_query_groups": 2,
-                "vocab_size": shape.vocabulary,
-            },
+            "model": model_settings(shape),
             "sources": {"a": {"path": "a"}, "b": {"path": "b"}},
             "phases": [
                 {
