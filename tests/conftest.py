@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import subprocess
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -57,6 +59,42 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _folder(item: pytest.Item) -> str:
     return item.path.relative_to(ROOT / "tests").parts[0]
+
+
+class Unfinished:
+    """Names the tests that run when pytest is stopped from outside: a limit of CI tells nobody which one hung."""
+
+    def __init__(self) -> None:
+        self.since: dict[str, float] = {}
+        signal.signal(signal.SIGTERM, self.tell)
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.since[nodeid] = time.monotonic()
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        self.since.pop(nodeid, None)
+
+    def tell(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # some send it to a process and to its group
+        for nodeid, start in self.since.items():
+            print(f"\nstopped after {time.monotonic() - start:.0f} s: {nodeid}", flush=True)
+        raise KeyboardInterrupt  # pytest then ends its workers and prints its summary
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Watch the workers from the process that starts them."""
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Unfinished())
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers() -> Iterator[None]:
+    """Put back the handlers of a run that trained in this process, which would ignore the end of pytest."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

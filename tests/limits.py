@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 # Seconds. The longest single program takes about a minute; pytest's limit, in pyproject.toml, is three times this.
-HANG = 1200.0
+HANG = 600.0
 
 
 def wait_until(condition: Callable[[], object], process: subprocess.Popen[bytes] | None = None) -> None:

@@ -78,13 +78,18 @@ class TextEncoder(ABC):
 
 
 class HuggingFaceText(TextEncoder):
-    """A `tokenizer.json` whose special tokens are renamed to those characters; all else is as it was."""
+    """A `tokenizer.json` whose special tokens are renamed to those characters; all else is as it was.
 
-    def __init__(self, tokenizer: HuggingFaceTokenizer) -> None:
+    Args:
+        specials: names of its special tokens.
+        document: the file's content.
+    """
+
+    def __init__(self, specials: Sequence[str], document: dict[str, Any]) -> None:
         import tokenizers
 
-        self.names = SpecialNames(tokenizer.specials)
-        document = _renamed(tokenizer.document, self.names.written)
+        self.names = SpecialNames(specials)
+        document = _renamed(document, self.names.written)
         self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(document))
         self.is_cut_anywhere = _adds_nothing(self)
 
@@ -161,7 +166,7 @@ def _adds_nothing(encoder: TextEncoder) -> bool:
 def text_encoder(tokenizer: Tokenizer) -> TextEncoder:
     """Return what encodes rendered conversations with a tokenizer."""
     if isinstance(tokenizer, HuggingFaceTokenizer):
-        return HuggingFaceText(tokenizer)
+        return HuggingFaceText(tokenizer.specials, tokenizer.document)
     assert isinstance(tokenizer, SentencePieceTokenizer)
     return SentencePieceText(tokenizer)
 

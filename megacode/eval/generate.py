@@ -17,10 +17,9 @@ from typing import Any
 
 from megacode.base.errors import CheckpointError, ConfigError, DataError
 from megacode.base.files import RunDir
-from megacode.chat.answers import end_of_turn
-from megacode.chat.templates import ChatTemplate, TemplateRefusalError
 from megacode.checkpoint.state import TrainState
 from megacode.checkpoint.store import find_checkpoint
+from megacode.eval.chat_prompts import ChatPrompts, Turns, has_template
 from megacode.eval.hf_model import end_ids, open_model
 from megacode.eval.scored_models import check_model
 from megacode.metrics.scores import read_score_file
@@ -30,8 +29,6 @@ log = logging.getLogger(__name__)
 _CONTEXT_TOKENS = 8  # of the prompt, decoded with the first new ones: some tokenizers drop the first token's space
 _CARD = "megacode.json"  # convert.card's; that module would load torch
 _TORN = "\ufffd"  # decoders return it for an incomplete character
-
-Turns = Sequence[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -155,30 +152,15 @@ class TextWriter:
         Raises:
             ConfigError: the model has no chat template, or it refuses the conversation.
         """
-        try:
-            text = self._template.render(turns, ask=True)
-        except TemplateRefusalError as error:
-            fix = "omit --system, or --chat: the model then continues a text"
-            raise ConfigError(str(error), f"--chat with {self._where}", fix) from None
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    @property
-    def _template(self) -> ChatTemplate:
-        # Pre-trained models have none, as a rule.
-        if not getattr(self._tokenizer, "chat_template", None):
-            message = "this model has no chat template: it was trained on plain text, or its tokenizer lacks one"
-            raise ConfigError(message, f"--chat with {self._where}", "omit --chat: the model then continues a text")
-        variables = {name: str(token) for name, token in self._tokenizer.special_tokens_map.items()}
-        return ChatTemplate(self._tokenizer.get_chat_template(), str(self._where), variables)
+        return self._chat.ids(turns)
 
     @cached_property
-    def _chat_ends(self) -> frozenset[int]:
-        """What ends an answer: what ends a text, and the token that the chat template writes behind an answer."""
-        # Published models name it in their generation config, most others nowhere.
-        added = self._tokenizer.added_tokens_decoder.values()
-        token = end_of_turn(self._template, [str(one) for one in added if one.special])
-        number = self._tokenizer.convert_tokens_to_ids(token) if token else None
-        return self._ends if number is None else self._ends | {number}
+    def _chat(self) -> ChatPrompts:
+        if not has_template(self._tokenizer):
+            message = "this model has no chat template: it was trained on plain text, or its tokenizer lacks one"
+            raise ConfigError(message, f"--chat with {self._where}", "omit --chat: the model then continues a text")
+        fix = "omit --system, or --chat: the model then continues a text"
+        return ChatPrompts(self._tokenizer, self._where, fix)
 
     def check(self, ids: Sequence[int]) -> None:
         """Check that a prompt leaves room for at least one token.
@@ -205,7 +187,7 @@ class TextWriter:
         self.check(ids)
         # Models without a stated context have no limit here.
         room = sampling.max_new_tokens if self.context is None else self.context - len(ids)
-        ends = self._chat_ends if chat else self._ends
+        ends = frozenset(self._chat.ends(self._ends)) if chat else self._ends
         return GeneratedText(self._model, self._tokenizer, ends, list(ids), room, sampling, sampling.seed + number)
 
 

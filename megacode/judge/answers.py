@@ -18,12 +18,14 @@ from typing import Any
 from megacode.base.errors import DataError
 from megacode.base.files import digest, tree_digest, write_json
 from megacode.base.progress import steps
+from megacode.eval.chat_prompts import ChatPrompts, has_template
 from megacode.eval.hf_model import end_ids, open_model
 from megacode.eval.scores import is_export, model_facts
 from megacode.judge.prompts import Prompt
 
 PLAIN = "### Instruction:\n{prompt}\n\n### Response:\n"
 _STOP = "\n### "
+_CHAT_FORM = 2  # counts changes of how models with a chat template are asked: answers of an earlier form are not used
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class AnswerCache:
         # Everything that shapes an answer is in the name: a changed model never meets old answers.
         keys = ("weights_sha256", "config_sha256", "tokenizer_sha256", "forms_sha256")
         self._directory = directory
-        self._name = digest(*(str(model[key]) for key in keys), PLAIN, json.dumps(asdict(generation)))
+        self._name = digest(*(str(model[key]) for key in keys), PLAIN, str(_CHAT_FORM), json.dumps(asdict(generation)))
 
     def get(self, prompt: Prompt) -> str | None:
         """Return the answer to a prompt, None if it was not generated yet."""
@@ -123,31 +125,32 @@ def _generate(
     model: Any, tokenizer: Any, prompts: Sequence[Prompt], generation: Generation, batch_size: int, where: str
 ) -> Iterator[tuple[Prompt, str]]:
     """Yield prompts with their answers, longest prompts first, so that running out of memory happens at once."""
+    chat = _chat(tokenizer, where, generation.plain)
+    ends = end_ids(model, tokenizer) if chat is None else chat.ends(end_ids(model, tokenizer))
     exported = is_export(Path(where))
-    in_template = _asks_in_template(tokenizer, generation.plain)
-    asked = [(prompt, _ids(tokenizer, prompt.text, exported, generation.plain)) for prompt in prompts]
+    asked = [(prompt, _ids(tokenizer, prompt.text, chat, exported)) for prompt in prompts]
     _check_lengths(asked, generation.max_new_tokens, model.config, where)
     asked.sort(key=lambda pair: len(pair[1]), reverse=True)
     for first in range(0, len(asked), batch_size):
         batch = asked[first : first + batch_size]
-        rows = _continue(model, tokenizer, [ids for _, ids in batch], [prompt for prompt, _ in batch], generation)
+        rows = _continue(model, ends, [ids for _, ids in batch], [prompt for prompt, _ in batch], generation)
         for (prompt, _), ids in zip(batch, rows, strict=True):
             text = tokenizer.decode(ids, skip_special_tokens=True)
             # A base model continues with the next instruction. A chat model ends its turn, and may write headings.
-            yield prompt, (text if in_template else text.split(_STOP)[0]).strip()
+            yield prompt, (text if chat else text.split(_STOP)[0]).strip()
 
 
-def _asks_in_template(tokenizer: Any, plain: bool) -> bool:
-    """Return whether a model is asked in its chat template."""
-    return bool(getattr(tokenizer, "chat_template", None)) and not plain
+def _chat(tokenizer: Any, where: str, plain: bool) -> ChatPrompts | None:
+    """Return a model's chat template; None: it has none, or is to be asked as plain text."""
+    if plain or not has_template(tokenizer):
+        return None
+    return ChatPrompts(tokenizer, Path(where), "ask as plain text: --plain")
 
 
-def _ids(tokenizer: Any, text: str, exported: bool = False, plain: bool = False) -> list[int]:
-    """Return a prompt's ids: in the model's chat template if it has one, else, or if wanted so, as `PLAIN`."""
-    if _asks_in_template(tokenizer, plain):
-        turns = [{"role": "user", "content": text}]
-        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
-        return list(ids)
+def _ids(tokenizer: Any, text: str, chat: ChatPrompts | None, exported: bool) -> list[int]:
+    """Return a prompt's ids: in the model's chat template, or as `PLAIN`."""
+    if chat is not None:
+        return chat.ids([{"role": "user", "content": text}])
     # As in training, exports get no token before a text; other models are asked as their own tokenizer does it.
     own = {"add_special_tokens": False} if exported else {}
     return list(tokenizer(PLAIN.format(prompt=text), **own)["input_ids"])
@@ -171,21 +174,20 @@ def _check_lengths(asked: Sequence[tuple[Prompt, list[int]]], new: int, config: 
 
 
 def _continue(
-    model: Any, tokenizer: Any, rows: Sequence[list[int]], prompts: Sequence[Prompt], generation: Generation
+    model: Any, ends: Sequence[int], rows: Sequence[list[int]], prompts: Sequence[Prompt], generation: Generation
 ) -> list[list[int]]:
     """Return the new tokens of each row up to its end token."""
     import torch
     from transformers import GenerationConfig, LogitsProcessorList
 
     longest = max(map(len, rows))
-    ends = end_ids(model, tokenizer)
     pad = ends[0] if ends else 0
     # Padding goes to the left, so that every row's last token is its prompt's last one.
     ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], device=model.device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
     # An explicit config: the model's own might sample or penalise repetition.
     settings = GenerationConfig(
-        max_new_tokens=generation.max_new_tokens, do_sample=False, pad_token_id=pad, eos_token_id=ends or None
+        max_new_tokens=generation.max_new_tokens, do_sample=False, pad_token_id=pad, eos_token_id=[*ends] or None
     )
     draws = [_draws(generation, prompts)] if generation.temperature else []
     with torch.inference_mode():

@@ -96,7 +96,7 @@ def render(document: Json, console: Console) -> None:
     where = document["checkpoint"] or "the run's start"
     head = f"iteration {document['iteration']} ({document['phase']}), recomputed from {where}: "
     withheld = f"; withheld ({document['withheld']}), so its update is not applied" if document["withheld"] else ""
-    console.print(Text(head), Text(document["agreement"], style="bold"), Text(withheld), sep="")
+    console.print(Text(head), Text(document["agreement"], style="bold"), Text(withheld), sep="", soft_wrap=True)
     console.print(_comparison(document))
     ranks = document["recorded_ranks"]
     # The most frequent cause of a difference is not a bug; say so before anybody looks for one.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -151,6 +152,25 @@ def test_a_chat_is_asked_in_the_models_own_form(model):
     assert writer._tokenizer.decode(writer.chat_ids(turns)) == "[user]hi[a]"
 
 
+def test_a_special_token_in_a_message_is_text_as_in_training(model):
+    writer = TextWriter.open(model, "cpu")
+    tokenizer = writer._tokenizer
+    end = tokenizer.eos_token
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}[a]"
+    ids = writer.chat_ids([{"role": "user", "content": f"What is {end}?"}])
+    assert ids.count(tokenizer.eos_token_id) == 1, "that of the template"
+    assert tokenizer.decode(ids) == f"What is {end}?{end}[a]"
+    as_text = tokenizer(f"What is {end}?", split_special_tokens=True)["input_ids"]
+    assert ids[: ids.index(tokenizer.eos_token_id)] == as_text
+    # A tokenizer without a document to rename tokens in cannot tell them apart.
+    writer._chat.__dict__["_encoder"] = None
+    assert writer.chat_ids([{"role": "user", "content": "hi"}]) == tokenizer(f"hi{end}[a]")["input_ids"]
+    with pytest.raises(ConfigError, match=re.escape(f"the prompt holds {end!r}")):
+        writer.chat_ids([{"role": "user", "content": f"What is {end}?"}])
+    with pytest.raises(ConfigError, match="private planes"):
+        writer.chat_ids([{"role": "user", "content": "\U000f0000"}])
+
+
 def test_an_answer_ends_where_the_template_ends_a_turn(model):
     from transformers import AddedToken
 
@@ -163,6 +183,7 @@ def test_an_answer_ends_where_the_template_ends_a_turn(model):
     writer._tokenizer.add_tokens([AddedToken(letter, special=True, normalized=False)], special_tokens=True)
     end = "{% if m.role == 'assistant' %}" + letter + "{% endif %}"
     writer._tokenizer.chat_template = form.replace("{{ m.content }}", "{{ m.content }}" + end)
+    writer = TextWriter(writer._model, writer._tokenizer, model)
     text = writer.write(ids, GREEDY, chat=True)
     assert list(text._generate()) == expected[: expected.index(expected[5])]
     assert text.ended == "end of text"

@@ -20,7 +20,7 @@ import pytest
 
 from megacode.base.errors import ConfigError, DataError, VerificationError
 from megacode.judge import client
-from megacode.judge.answers import PLAIN, AnswerCache, Generation, _ids, answers, model_identity
+from megacode.judge.answers import PLAIN, AnswerCache, Generation, _chat, _ids, answers, model_identity
 from megacode.judge.client import JudgeClient, JudgeError, Patience, RequestPace, message_of
 from megacode.judge.comparison import JudgeSettings, default_out, judge, make_answers
 from megacode.judge.prompts import SHIPPED, Prompt, read_prompts
@@ -647,13 +647,37 @@ def test_a_model_with_a_chat_form_is_asked_in_it_and_another_form_is_another_mod
     assert answers(model, PROMPTS[:1], generation, kept(tmp_path, model, generation), device="cpu")[1] == 1
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<answer>"
-    assert tokenizer.decode(_ids(tokenizer, "why?")) == "<user>why?<answer>"
-    assert tokenizer.decode(_ids(tokenizer, "why?", plain=True)) == PLAIN.format(prompt="why?")
+    chat = _chat(tokenizer, str(model), plain=False)
+    assert tokenizer.decode(_ids(tokenizer, "why?", chat, exported=True)) == "<user>why?<answer>"
+    assert _chat(tokenizer, str(model), plain=True) is None
+    assert tokenizer.decode(_ids(tokenizer, "why?", None, exported=True)) == PLAIN.format(prompt="why?")
     tokenizer.save_pretrained(model)
     assert model_identity(model) != before
     plain = Generation(4, plain=True)
     assert answers(model, PROMPTS[:1], plain, kept(tmp_path, model, plain), device="cpu")[1] == 1
     assert answers(model, PROMPTS[:1], generation, kept(tmp_path, model, generation), device="cpu")[1] == 1
+
+
+@slow
+def test_an_answer_in_a_chat_form_ends_where_its_turn_ends(models_ab, tmp_path):
+    from transformers import AddedToken, AutoTokenizer
+
+    model = tmp_path / "model"
+    shutil.copytree(models_ab[0], model)
+    tokenizer, generation = AutoTokenizer.from_pretrained(model), Generation(12)
+    ask = "{% if add_generation_prompt %}<assistant>{% endif %}"
+    form = "{% for m in messages %}<{{ m.role }}>{{ m.content }}END{% endfor %}" + ask
+    tokenizer.chat_template = form.replace("END", "")
+    tokenizer.save_pretrained(model)
+    whole, _ = answers(model, PROMPTS[:1], generation, kept(tmp_path, model, generation), device="cpu")
+    letter = whole[PROMPTS[0].id][3]
+    # The model writes this letter of itself: now it ends a turn.
+    tokenizer.add_tokens([AddedToken(letter, special=True, normalized=False)], special_tokens=True)
+    tokenizer.chat_template = form.replace("END", "{% if m.role == 'assistant' %}" + letter + "{% endif %}")
+    tokenizer.save_pretrained(model)
+    cut, _ = answers(model, PROMPTS[:1], generation, kept(tmp_path, model, generation), device="cpu")
+    text = whole[PROMPTS[0].id]
+    assert cut[PROMPTS[0].id] == text[: text.index(letter)].strip()
 
 
 @slow

@@ -75,7 +75,7 @@ def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
         env=inherited | {"PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=HANG,
+        timeout=3 * HANG,  # up to a hundred tests
         check=False,
     )
 

@@ -331,3 +331,6 @@ def test_a_record_that_is_not_reproduced_ends_the_command_with_3(
         with Console(record=True, width=160) as console:
             render(document | {"recorded_ranks": ranks}, console)
         assert ("--nproc 2 adds in the same order" in console.export_text()) == said
+    with Console(record=True, width=50) as narrow:
+        render(document, narrow)
+    assert f"{document['checkpoint']}: different" in narrow.export_text()  # a path is never cut

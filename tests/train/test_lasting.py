@@ -43,6 +43,7 @@ def alone() -> Iterator[None]:
 
 
 def trainer_of(config: Path, *overrides: str, **more: bool) -> Trainer:
+    CLOSING.close()  # a start before this one would end the process, once it sees that its lock is gone
     return build_trainer(make_plan(load_config(config, overrides)), StopSignal(), CLOSING, **more)
 
 

@@ -100,6 +100,7 @@ def config(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 
 def trainer_of(config: Path, *overrides: str) -> Trainer:
+    CLOSING.close()  # a start before this one would end the process, once it sees that its lock is gone
     return build_trainer(make_plan(load_config(config, overrides)), StopSignal(), CLOSING)
 
 
