@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import signal
@@ -85,6 +86,16 @@ def pytest_configure(config: pytest.Config) -> None:
     """Watch the workers from the process that starts them."""
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Unfinished())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen_imports() -> None:
+    """Keep what was imported out of garbage collections: each end of a run in this process makes a full one.
+
+    A worker has imported all tests and their libraries, and would spend half a second of each.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ from megacode.base.imports import uncollected
 
 with uncollected():
     for _name in (
+        "torch._dynamo",  # which torch's optimizers import when they are made
         "megacode.checkpoint.tensors",
         "megacode.mcore.build",
         "megacode.mcore.step",

@@ -102,7 +102,8 @@ def microbatches(rank_model: RankModel, iteration: int) -> list[Batch]:
 def started(config: RunConfig) -> RankModel:
     """Return the parts of a run on the ranks there are, where memory that nobody has written yet is nan."""
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)  # which alone makes torch fill it
+    # This alone makes torch fill it. The public function imports torch's compiler first: two seconds a process.
+    torch._C._set_deterministic_algorithms(True)
     return build(config, groups.start(config.parallel, config.seed), VOCAB)
 
 

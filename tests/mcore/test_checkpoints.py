@@ -82,13 +82,15 @@ def test_every_layout_goes_on_from_every_layout(
 ) -> None:
     """Bit-equal on the layout that saved, else within 1e-6 (fp32), and 4e-3 in bf16, whose sums round."""
     model, train = {"num_query_groups": 4, "num_layers": 4}, {"optimizer": optimizer}
-    cases = {ranks: {label(ranks, layout): layout for layout in layouts} for ranks, layouts in LAYOUTS.items()}
+    # In bf16 every other layout: the two dtypes differ by what is stored, not by where.
+    every = LAYOUTS if dtype == "fp32" else {ranks: layouts[1::2] for ranks, layouts in LAYOUTS.items()}
+    cases = {ranks: {label(ranks, layout): layout for layout in layouts} for ranks, layouts in every.items()}
     written: dict[str, list[float]] = {}
     for ranks, layouts in cases.items():
         given = {"layouts": layouts, "directory": str(tmp_path), "dtype": dtype, "model": model, "train": train}
         written |= on_ranks(ranks, "writes", given)[0]
     # Each layout reads each other's once; with Muon and in bf16, some of each number of ranks.
-    names = list(written)[:: {"fp32-adamw": 1, "fp32-muon": 3}.get(f"{dtype}-{optimizer}", 5)]
+    names = list(written)[:: 1 if (dtype, optimizer) == ("fp32", "adamw") else 3]
     compared = 0
     for ranks, layouts in cases.items():
         given = {"layouts": layouts, "directory": str(tmp_path), "dtype": dtype, "model": model, "train": train}
@@ -101,7 +103,7 @@ def test_every_layout_goes_on_from_every_layout(
                 else:
                     tolerance = 1e-6 if dtype == "fp32" else 4e-3
                     assert losses == pytest.approx(written[name], abs=tolerance), (name, own)
-    assert len(written) == sum(map(len, LAYOUTS.values()))
+    assert len(written) == sum(map(len, every.values()))
     assert compared == len(written) * len(names)
 
 

@@ -59,9 +59,10 @@ def test_every_preset_is_built_on_512_gpus_and_on_one() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["to-code-2.8b", "llama-8b"])
+@pytest.mark.parametrize(
+    ("preset", "dtype"), [("to-code-2.8b", "bf16"), ("to-code-2.8b", "fp32"), ("llama-8b", "bf16")]
+)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_layouts_are_built_as_planned(preset: str, layout: str, dtype: str) -> None:
     run = config(preset, LAYOUTS[layout], precision={"dtype": dtype})
     rows = dry_run.dry_run(Layout(run, 512, run.model.vocab_size or 0), [0, 3, 129, 300, 511])

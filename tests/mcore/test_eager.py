@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
 import pytest
+
+from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
 
 
-def test_ranks_import_megatron_core_without_the_compiler_and_torch_keeps_its_own(
-    on_ranks: Callable[..., list[Any]],
-) -> None:
-    (found,) = on_ranks(1, "compiler", {})
+def test_ranks_import_megatron_core_without_the_compiler_and_torch_keeps_its_own() -> None:
+    (found,) = run_ranks(1, Path(__file__).with_name("rank_program.py"), "compiler", forked=False)
     assert found == {"imported": [], "fuses": False, "compile": "torch"}

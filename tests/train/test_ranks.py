@@ -27,7 +27,7 @@ Megacode = Callable[..., subprocess.CompletedProcess[str]]
 # fp32 on other ranks adds the same numbers in another order: some units in the last place over 20 iterations.
 SAME_LOSS = 5e-6
 # Long enough for a signal to arrive in the middle, whatever else the machine does.
-LONGER = ("train.global_batch_size=64", "phases.balanced.iterations=60")
+LONGER = ("train.global_batch_size=32", "phases.balanced.iterations=60")
 
 
 def losses(run_dir: Path) -> list[float]:
