@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from megacode.study_report.printed import ReportRows
 from megacode.study_report.shapes import ModelRow, ScoreRow, StudyReport
@@ -19,7 +20,8 @@ def render_csv(document: StudyReport) -> str:
     """Return a report as CSV; numbers have all their digits, in the scores' own unit (shares of 1).
 
     `kind` is `score` (of one model), `mean` (of an arm over its seeds), `difference` (arm minus baseline, with the
-    interval and the p-value that are corrected within its family) or `forecast` (of the study file, with its
+    interval and the p-value that are corrected within its family), `change` (of a difference through phases that all
+    arms were continued with) and `kept` (the share of it that was left), or `forecast` (of the study file, with its
     interval). `run`, `seal` and `scores` list all models of a row, split by `;`.
     """
     file = io.StringIO()
@@ -46,6 +48,8 @@ def _rows(document: StudyReport) -> Iterator[Cells]:
             "adjusted_p": one["adjusted_p"], "family": one["family"], "n": one["items"],
             **_places(both, suites[one["metric"]]),
         }  # fmt: skip
+    for gain in document["survival"]:
+        yield from _survival(gain)
     for forecast in document["forecasts"]:
         # A forecast is made before its arm is trained, so it may lead nowhere yet.
         own = [model for model in models[forecast["arm"]] if model["run"] is not None]
@@ -65,6 +69,16 @@ def _scores(row: ScoreRow, models: Sequence[ModelRow], suite: str) -> Iterator[C
         yield {"kind": "score", **common, **figures, **_places(own, suite)}
     figures = {"value": row["value"], "se": row["standard_error"], "low": row["low"], "high": row["high"]}
     yield {"kind": "mean", **common, **figures, **_places(models, suite)}
+
+
+def _survival(gain: dict[str, Any]) -> Iterator[Cells]:
+    """Yield how a difference changed through further phases and, where one can be given, the share that was left."""
+    arm, baseline = (f"{gain[key]}@{gain['place_after']}" for key in ("arm", "baseline"))
+    common = {"arm": arm, "baseline": baseline, **_named(gain["metric"])}
+    change, kept = gain["change"], gain["ratio"]
+    yield {"kind": "change", **common, "value": change["difference"], "low": change["low"], "high": change["high"]}
+    if kept is not None:
+        yield {"kind": "kept", **common, **kept}
 
 
 def _named(metric: str) -> Cells:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from megacode.statistics.student import t_quantile
 from megacode.study.schema import Study
 from megacode.study_report.document import report_document
+from megacode.study_report.long_form import render_csv
 from megacode.study_report.markdown import render_markdown
 from megacode.study_report.page import render
 from megacode.study_report.survival import earlier_places
@@ -95,6 +98,18 @@ def test_all_files_of_the_report_show_it_and_reports_without_it_do_not(make: Mak
     without = render(small_report) + render_markdown(small_report)
     assert "survives" not in without
     assert "Do gains last?" not in without
+
+
+def test_the_csv_has_each_change_and_the_share_that_is_left(make: Make) -> None:
+    document = report_document(study_of(make, 1))
+    rows = [row for row in csv.DictReader(io.StringIO(render_csv(document))) if row["kind"] in ("change", "kept")]
+    assert len(rows) == sum(2 if row["ratio"] else 1 for row in document["survival"])
+    gain = next(row for row in document["survival"] if row["metric"] == "piqa/acc")
+    change, kept = (row for row in rows if (row["task"], row["metric"]) == ("piqa", "acc"))
+    assert float(change["value"]) == gain["change"]["difference"]
+    assert [float(kept[key]) for key in ("value", "low", "high")] == [gain["ratio"][key] for key in gain["ratio"]]
+    pairs = {(one["arm"], one["baseline"]) for one in document["comparisons"] if one["place"] == "after"}
+    assert {(row["arm"], row["baseline"]) for row in rows} <= pairs
 
 
 def test_models_that_are_not_scored_after_are_left_out(make: Make) -> None:
