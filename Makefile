@@ -7,8 +7,7 @@ OUT ?= runs/demo
 # Processes that run tests side by side. Many tests wait for SLURM, signals and ranks: with two, two cores idle by a third.
 WORKERS ?= 3
 # A worker that dies is a failure; xdist would start another one and then wait for ever.
-PYTEST = $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --max-worker-restart 0 \
-	--dist loadscope --no-loadscope-reorder
+PYTEST = $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --max-worker-restart 0 --dist loadscope --no-loadscope-reorder
 
 .PHONY: demo test check quick format lock clean
 .DEFAULT_GOAL := demo
