@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ def reduce_all(work: RecipeWork) -> None:
     """
     out = work.out
     if out.report.exists():
+        # Left by a process that was killed after its report; another one may be deleting it just now.
+        shutil.rmtree(out.scratch, ignore_errors=True)
         return
     with claimed(out.reduce, "--pass reduce"):
         out.reduce.mkdir(parents=True, exist_ok=True)

@@ -138,7 +138,8 @@ class _Child:
             raise DataError(message, str(path), "name other keys, or convert the file")
         # Python's sign for an end by a signal: pyarrow aborted or crashed.
         if code < 0:
-            message = f"pyarrow crashed on it ({signal.Signals(-code).name})"
+            last = f": {message.splitlines()[-1][:200]}" if message else ""
+            message = f"pyarrow crashed on it ({signal.Signals(-code).name}){last}"
         raise DataError(
             f"it cannot be read: {message}; the file has {path.stat().st_size:,} bytes", str(path), _DAMAGED
         )

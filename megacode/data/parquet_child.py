@@ -248,22 +248,29 @@ def _run(
     end: int,
     done: int,
     columns: Sequence[str] | None,
-) -> None:
-    """Run `main` with a limit on memory; an error goes to standard error and decides the exit code."""
+) -> int:
+    """Run `main` with a limit on memory; write an error to standard error, and return the exit code."""
     # Address space: a limit on resident memory does nothing on Linux.
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     try:
         source = path if remote is None else Served(*remote)
         size = os.path.getsize(path) if remote is None else remote[1]
         main(source, size, start, end, done, columns, sys.stdout.buffer)
+        sys.stdout.flush()
     except UnsuitableError as error:
         sys.stderr.write(str(error))
-        sys.exit(UNSUITABLE)
+        return UNSUITABLE
     except MemoryError:
-        sys.exit(f"reading it takes more than {memory >> 20:,} MiB of memory")
+        sys.stderr.write(f"reading it takes more than {memory >> 20:,} MiB of memory")
+        return 1
     except ERRORS as error:
-        sys.exit(_said(error))
+        sys.stderr.write(_said(error))
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    _run(*json.loads(sys.argv[1]))
+    _status = _run(*json.loads(sys.argv[1]))
+    sys.stderr.flush()
+    # Threads of pyarrow may still hold the file, and abort the process where Python takes it apart.
+    os._exit(_status)

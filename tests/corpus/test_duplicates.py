@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -240,26 +241,28 @@ def test_clusters_do_not_depend_on_the_order_of_pairs(pairs: list[tuple[int, int
     assert all(at_once[first] == at_once[second] for first, second in pairs)
 
 
-def moments(count: int, longest: float) -> Iterator[float]:
-    rng = random.Random(5)
-    yield from (rng.uniform(0, longest) for _ in range(count))
+def die_at(number: int) -> None:
+    """End this process as `kill -9` would, before its so manieth file gets its name."""
+    calls, replace = itertools.count(), os.replace
+
+    def dying(*arguments: Any) -> None:
+        if next(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(*arguments)
+
+    os.replace = dying  # type: ignore[assignment]
 
 
 def test_a_pass_that_is_killed_resumes_with_an_equal_result(many: tuple[Documents, Duplicates], tmp_path: Path) -> None:
     documents, found = many
     parts = documents.parts(tmp_path)
-    began = time.monotonic()
-    find_duplicates(parts, documents.read, tmp_path / "timed")
-    longest, killed = time.monotonic() - began, 0
-    for moment in moments(10, longest):
+    for number in random.Random(5).choices(range(6), k=10):
         child = os.fork()
         if child == 0:
+            die_at(number)
             find_duplicates(parts, documents.read, tmp_path / "scratch")
             os._exit(0)
-        time.sleep(moment)
-        os.kill(child, signal.SIGKILL)
-        killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
-    assert killed
+        assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
     again = find_duplicates(parts, documents.read, tmp_path / "scratch")
     assert np.array_equal(again.why, found.why)
     assert np.array_equal(again.root, found.root)

@@ -237,6 +237,16 @@ def test_a_pass_before_its_turn_says_what_must_be_done_first(recipe):
         run_recipe(recipe(), "test", shard=Shard(0, 2), only="apply")
 
 
+def test_what_a_killed_reduce_pass_left_is_deleted_by_the_next_call(recipe, tmp_path):
+    for only in ("map", "reduce"):
+        run_recipe(recipe(), "test", only=only)
+    scratch = tmp_path / "out" / "reduce" / "scratch"
+    scratch.mkdir()
+    (scratch / "state.json").write_text("{}")
+    assert run_recipe(recipe(), "test") is not None
+    assert not scratch.exists()
+
+
 def test_passes_that_one_process_does_are_not_done_by_shard(recipe):
     with pytest.raises(ConfigError, match="--shard: the reduce pass is not done by shard"):
         run_recipe(recipe(), "test", shard=Shard(0, 2), only="reduce")
