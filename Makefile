@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= runs/demo
-# Processes that run tests side by side. Many tests wait for SLURM, signals and ranks: with two, two cores idle by a third.
-WORKERS ?= 3
+# Processes that run tests side by side. Many tests wait for SLURM, signals and ranks: with two, two cores idle by a third;
+# with four they are busy.
+WORKERS ?= 4
 # A worker that dies is a failure; xdist would start another one and then wait for ever.
 PYTEST = $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --max-worker-restart 0 --dist loadscope --no-loadscope-reorder
 

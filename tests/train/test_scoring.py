@@ -116,7 +116,7 @@ def train_until(trainer: Trainer, done: Callable[[], bool]) -> Iteration:
         if trainer.save_due(iteration):
             trainer.save(iteration)
         assert trainer.agree(iteration) is None
-        time.sleep(0.05)  # for the child, which has the lower priority
+        time.sleep(0.3)  # for the child, which has the lower priority
     assert iteration is not None
     return iteration
 
