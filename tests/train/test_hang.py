@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ TIMEOUT = 20.0  # a busy machine may take many seconds to build the model
 # Noticing takes the timeout, waiting for the stacks of the stopped rank as long again, its end a moment. A slow machine
 # takes longer; without the watchdog the partner would wait 600 s longer than the timeout.
 LONGEST = 2 * TIMEOUT + 300.0
+WHEREVER = "(training|saving) after iteration"  # the signal may come at any moment
 
 
 def start(config: Path, log: Path) -> subprocess.Popen[bytes]:
@@ -66,7 +68,7 @@ def test_a_stopped_rank_ends_the_run_which_says_where_it_stood_and_goes_on(golde
     assert process.returncode == 1, log.read_text()
     with pytest.raises(ProcessLookupError):
         os.kill(victim, 0)
-    assert "rank 0 hangs: training after iteration" in log.read_text()
+    assert re.search(f"rank 0 hangs: {WHEREVER}", log.read_text())
     assert "rank 1 on" in log.read_text()
     check_what_it_left(run)
 
@@ -85,7 +87,7 @@ def test_a_stopped_rank_ends_the_run_which_says_where_it_stood_and_goes_on(golde
 
 def check_what_it_left(run: RunDir) -> None:
     head, _, body = (run.stacks / "rank_00000.txt").read_text().partition("\n")
-    assert "training after iteration" in head
+    assert re.search(WHEREVER, head)
     assert "in train_step" in body or "distributed_c10d.py" in body
     assert "megacode/train/loop.py" in body
     noticed, silent = read_jsonl(run.hangs)
