@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from megacode.base.claims import claimed
 from megacode.base.errors import DataError, Problem
-from megacode.base.files import Json, atomic_path, read_json, remove, write_json
+from megacode.base.files import Json, atomic_path, read_json, write_json
 from megacode.corpus.arrays import save_array
 from megacode.corpus.contaminated import decontaminate
 from megacode.corpus.document import Counts
@@ -34,7 +34,7 @@ def reduce_all(work: RecipeWork) -> None:
     """
     out = work.out
     if out.report.exists():
-        # Left by a process that was killed after its report; another one may be deleting it just now.
+        # Left by a process that was killed after its report.
         shutil.rmtree(out.scratch, ignore_errors=True)
         return
     with claimed(out.reduce, "--pass reduce"):
@@ -57,8 +57,9 @@ def reduce_all(work: RecipeWork) -> None:
                 "contamination": contamination,
             },
         )
-        # Not earlier: until the report is there, a killed pass resumes from it.
-        remove(out.scratch)
+        # Not earlier: until the report is there, a killed pass resumes from it. Another process may see the report and
+        # delete the same files.
+        shutil.rmtree(out.scratch, ignore_errors=True)
 
 
 def refuse_unreduced(work: RecipeWork) -> None:

@@ -41,6 +41,7 @@ class ChatPrompts:
         self._template = ChatTemplate(tokenizer.get_chat_template(), str(where), variables)
         added = tokenizer.added_tokens_decoder.values()
         self._specials = [str(token) for token in added if token.special]
+        self._names = SpecialNames(self._specials)
 
     def ids(self, turns: Turns) -> list[int]:
         """Return the ids of a conversation, in the model's chat template.
@@ -48,7 +49,7 @@ class ChatPrompts:
         Raises:
             ConfigError: the template refuses the conversation, or its text cannot be told from special tokens.
         """
-        names = SpecialNames(self._specials)
+        names = self._names
         try:
             raw = self._template.render([names.quoted(dict(turn)) for turn in turns], ask=True)
         except TemplateRefusalError as error:

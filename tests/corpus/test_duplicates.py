@@ -242,7 +242,7 @@ def test_clusters_do_not_depend_on_the_order_of_pairs(pairs: list[tuple[int, int
 
 
 def die_at(number: int) -> None:
-    """End this process as `kill -9` would, before its so manieth file gets its name."""
+    """From now on, end this process as `kill -9` would, before file `number` (from 0) gets its name."""
     calls, replace = itertools.count(), os.replace
 
     def dying(*arguments: Any) -> None:

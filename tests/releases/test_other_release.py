@@ -66,8 +66,7 @@ def rest() -> tuple[list[str], str]:
     files = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests" / "mcore").glob("test_*.py"))]
     once = (
         "two_ranks_learn_the_same or every_recipe_learns or every_layout_resumes or (resumes_under and not shared) or "
-        "every_setting_resumes or one_process_resumes or one_process_learns_the_same or low_precision_learns or "
-        "every_layout_finds or bit_for_bit or kept_steps or halves or (small_real_step and muon) or contradicting"
+        "every_setting_resumes or low_precision_learns or (small_real_step and muon)"
     )
     return [file for file in files if file not in listed], once
 
