@@ -24,6 +24,9 @@ ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "golden.yaml"
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+forked.install()
+# Tests and what they import stay until the end: garbage collections while they are read cost a third of the time.
+gc.disable()
 
 
 # Folders whose tests share something costly or the only one of its kind: a SLURM cluster, trained exports.
@@ -56,6 +59,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> WholeFiles:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put long tests first."""
     items.sort(key=lambda item: LONG.index(_folder(item)) if _folder(item) in LONG else len(LONG))
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage from here on."""
+    gc.enable()
 
 
 def _folder(item: pytest.Item) -> str:
@@ -128,10 +136,11 @@ def golden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compare_losses: Modu
 
 
 @pytest.fixture
-def foreign_modules() -> Callable[[Path], None]:
+def foreign_modules() -> Iterator[Callable[[Path], None]]:
     """Fill a directory with modules that end every program that imports one of them from there.
 
-    They have the names of modules that all commands import, that only ranks import, and of megacode itself.
+    They have the names of modules that all commands import, that only ranks import, and of megacode itself. A fork
+    has imported its own before, so the test's commands are new processes.
     """
     names = ("random.py", "typer.py", "torch.py", "lm_eval.py", "megacode/__init__.py", "megacode/cli/__init__.py")
 
@@ -141,21 +150,16 @@ def foreign_modules() -> Callable[[Path], None]:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"raise SystemExit('imported {name} of the working directory')\n")
 
-    return fill
+    with forked.real_processes():
+        yield fill
 
 
 @pytest.fixture
 def megacode(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Call `megacode ARGUMENTS` in the test's directory, without importing from there; returns the finished process.
-
-    Heavy commands run in a fork, see tests/forked.py.
-    """
+    """Call `megacode ARGUMENTS` in the test's directory, without importing from there; returns the finished process."""
 
     def call(*arguments: object, timeout: float = HANG) -> subprocess.CompletedProcess[str]:
-        words = [*map(str, arguments)]
-        if forked.can_fork(words):
-            return forked.call(words, tmp_path, timeout)
-        command = child_processes.command(words)
+        command = child_processes.command([*map(str, arguments)])
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=timeout, check=False)
 
     return call

@@ -1,69 +1,209 @@
-"""Call `megacode` in a fork of the server that has imported torch and Megatron-core once; see tests/ranks.py.
+"""Start `megacode` commands as forks of a server that has imported torch and Megatron-core once; see tests/ranks.py.
 
-A new process spends four seconds of CPU on these imports, which is more than most tests train.
+A new process spends four seconds of CPU on these imports, which is more than most tests train. So `subprocess` asks
+here when it starts a process. A command that imports them begins as a fork of the server; every other program starts as
+always. What tests see is the same: a child of the process that started it, with its own environment, directory, files
+and signals. Not the same is the seed of `hash`, which all forks of a server share; tests/slurm starts real processes.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import json
+import logging
 import os
+import signal
 import subprocess
 import sys
-import tempfile
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from multiprocessing import reduction
 from pathlib import Path
+from typing import Any
 
-from tests.ranks import FORKS, GPU, leave, start_server
+from tests.ranks import ENVIRONMENT, FORKS, GPU, leave, start_server
 
-# Commands that import torch. The others start sooner than a fork is asked for.
-HEAVY = ("train", "replay", "convert", "checkpoint")
-
-
-def can_fork(arguments: Sequence[str]) -> bool:
-    """Return whether a command is worth a fork: several local ranks are new processes anyway."""
-    single = "--nproc" not in arguments or arguments[arguments.index("--nproc") + 1] == "1"
-    return not GPU and arguments[0] in HEAVY and single
-
-
-def call(arguments: Sequence[str], cwd: Path, timeout: float) -> subprocess.CompletedProcess[str]:
-    """Run `megacode ARGUMENTS` in a directory and return what a finished process returns.
-
-    Raises:
-        subprocess.TimeoutExpired: it was killed after `timeout` seconds.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        given = json.dumps([list(arguments), str(cwd), dict(os.environ)])
-        start_server()
-        process = FORKS.Process(target=main, args=(given, folder))
-        process.start()
-        process.join(timeout)
-        if process.exitcode is None:
-            process.kill()
-            raise subprocess.TimeoutExpired(["megacode", *arguments], timeout)
-        out, err = ((Path(folder) / name).read_text() for name in ("out", "err"))
-        return subprocess.CompletedProcess(["megacode", *arguments], process.exitcode, out, err)
+# Commands that import torch, and one that starts them. The others start sooner than a fork is asked for.
+HEAVY = ("train", "replay", "convert", "checkpoint", "preflight", "evaluate", "generate", "study run")
+_MODULE, _FILE = "megacode.cli", str(Path(__file__).resolve().parents[1] / "megacode" / "cli" / "__main__.py")
+_PR_SET_CHILD_SUBREAPER = 36  # of prctl: orphans below this process become its children
+_start_process: Callable[..., int] = subprocess._fork_exec  # type: ignore[attr-defined]
+_asking = threading.Lock()
+_begun_with: frozenset[int] | None = None  # in a fork: the descriptors that it began with
 
 
-def main(given: str, folder: str) -> None:
-    """Be the command: run it, and leave the process with its exit code."""
-    arguments, cwd, environment = json.loads(given)
-    for number, name in ((1, "out"), (2, "err")):
-        with (Path(folder) / name).open("wb") as file:
-            os.dup2(file.fileno(), number)
-    os.chdir(cwd)
-    sys.path[:] = [path for path in sys.path if path]  # as `-P` does: nothing is imported from the working directory
-    os.environ.clear()
-    os.environ.update(environment)
-    sys.argv = ["megacode", *arguments]
-    status: object = 0
+def install() -> None:
+    """Have `subprocess` fork the heavy commands of this process."""
+    if not GPU:
+        subprocess._fork_exec = _start  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def real_processes() -> Iterator[None]:
+    """Start everything anew in the body of this context, heavy commands too."""
+    ours, subprocess._fork_exec = subprocess._fork_exec, _start_process  # type: ignore[attr-defined]
     try:
-        from megacode.cli import main as command
+        yield
+    finally:
+        subprocess._fork_exec = ours  # type: ignore[attr-defined]
 
-        command()
+
+def _start(*how: Any) -> int:
+    """Start what `subprocess` wants started; takes and returns what its own function does (CPython 3.11 and 3.12)."""
+    (command, _, close, kept, cwd, environment, stdin, _, _, stdout, _, stderr, _, error, _, session, group,
+     gid, gids, uid, umask, before, _) = how  # fmt: skip
+    words = _heavy([os.fsdecode(word) for word in command])
+    pairs = [os.fsdecode(pair).partition("=") for pair in environment or ()]
+    place = {name: value for name, _, value in pairs} or dict(os.environ)
+    plain = close and kept == (error,) and (gid, gids, uid, umask) == (None, None, None, -1)
+    if words is None or not plain or _of_python(place) != _of_python(ENVIRONMENT):
+        return _start_process(*how)
+    given = json.dumps([words, os.fsdecode(cwd or os.getcwd()), place, session, group])
+    files = [file if file >= 0 else number for number, file in enumerate((stdin, stdout, stderr))]
+    if _begun_with is None:
+        return _start_process(*how) if before is not None else _ask(given, [*files, error])
+    if len(os.listdir("/proc/self/task")) > 1:  # a thread may hold a lock, which the fork would never see released
+        return _start_process(*how)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if not pid:
+        _become(given, files, error, before)
+    return pid
+
+
+def _of_python(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that only a new interpreter reads."""
+    return {name: value for name, value in environment.items() if name.startswith("PYTHON")}
+
+
+def _heavy(command: Sequence[str]) -> list[str] | None:
+    """Return what follows `megacode` in a command line that is worth a fork, else None."""
+    if command[0] != sys.executable:
+        return None
+    rest = [*command[1:]]
+    while rest and rest[0] == "-P":
+        del rest[0]
+    words = rest[2:] if rest[:2] == ["-m", _MODULE] else rest[1:] if rest[:1] == [_FILE] else []
+    return words if any(words[: len(name.split())] == name.split() for name in HEAVY) else None
+
+
+def _ask(given: str, files: list[int]) -> int:
+    """Have the server fork a fork, whose end makes its child one of this process; returns that child's number."""
+    start_server()
+    read, write = os.pipe()
+    library = ctypes.CDLL(None)
+    with _asking, os.fdopen(read) as answer:
+        library.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        try:
+            process = FORKS.Process(target=_between, args=(given, [_Sent(file) for file in (*files, write)]))
+            process.start()
+            process.join()
+        finally:
+            library.prctl(_PR_SET_CHILD_SUBREAPER, 0)
+            os.close(write)
+        return int(answer.read())
+
+
+class _Sent:
+    """A file descriptor on its way to the server."""
+
+    def __init__(self, file: int) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _received, (reduction.DupFd(self.file),)
+
+
+def _received(sent: Any) -> int:
+    return int(sent.detach())
+
+
+def _between(given: str, files: list[int]) -> None:
+    """Be the fork between: fork the command, tell its number and end."""
+    *standard, error, answer = files
+    pid = os.fork()
+    if not pid:
+        os.close(answer)
+        _become(given, standard, error, None)
+    os.write(answer, str(pid).encode())
+    os._exit(0)
+
+
+def _become(given: str, files: list[int], error: int, before: Callable[[], None] | None) -> None:
+    """Be the command in this fork: begin as a new process would, run it, and leave with its exit code.
+
+    Args:
+        given: arguments, directory, environment, whether a session and which process group is wanted, as JSON.
+        files: descriptors of standard input, output and error.
+        error: where `subprocess` waits for the end of the start.
+        before: its `preexec_fn`.
+    """
+    global _begun_with
+    status: object = 1
+    try:
+        arguments, cwd, environment, session, group = json.loads(given)
+        _take_files(files, error)
+        os.chdir(cwd)
+        if session:
+            os.setsid()
+        if group >= 0:
+            os.setpgid(0, group)
+        if before is not None:
+            before()
+        _forget()
+        os.environ.clear()
+        os.environ.update(environment)
+        sys.path[:] = [path for path in sys.path if path]  # as `-P` does: nothing is imported from the directory
+        sys.argv = ["megacode", *arguments]
+        os.close(error)
+        _begun_with = _open_files()
+        install()
+        from megacode.cli import main
+
+        main()
+        status = 0
     except SystemExit as end:
         status = end.code
     except BaseException:
         traceback.print_exc()
-        status = 1
     leave(status if isinstance(status, int) else int(status is not None))
+
+
+def _take_files(files: list[int], error: int) -> None:
+    """Make some descriptors the standard ones, and close what the parent has opened since it was forked itself."""
+    copies = [os.dup(file) for file in files]
+    for number, copy in enumerate(copies):
+        os.dup2(copy, number)
+    opened = {*files, *copies} if _begun_with is None else _open_files() - _begun_with
+    for file in opened - {0, 1, 2, error}:
+        os.close(file)
+
+
+def _open_files() -> frozenset[int]:
+    listed = [int(name) for name in os.listdir("/proc/self/fd")]
+    return frozenset(file for file in listed if os.path.lexists(f"/proc/self/fd/{file}"))  # one was of the listing
+
+
+def _forget() -> None:
+    """Forget what the parent did: its signal handlers, its log, its caches."""
+    gc.freeze()  # else its garbage would close files that now have other owners
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+    logging.getLogger().handlers.clear()
+    for name, module in [*sys.modules.items()]:
+        if name.startswith("megacode"):
+            for value in [*vars(module).values()]:
+                if isinstance(value, type(_cached)):
+                    value.cache_clear()
+
+
+@lru_cache
+def _cached() -> None:
+    """Show the type of all such functions."""

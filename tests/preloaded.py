@@ -1,4 +1,4 @@
-"""What the fork server of tests/ranks.py has imported when it forks ranks: what most of their programs import.
+"""What the fork server of tests/ranks.py has imported when it forks: what most ranks and commands import.
 
 Nothing here may start a thread, which a fork would not copy.
 """
@@ -14,6 +14,7 @@ with uncollected():
         "megacode.mcore.build",
         "megacode.mcore.step",
         "megacode.train.main",
-        "tests.ranks",
+        "megacode.cli",
+        "tests.forked",
     ):
         importlib.import_module(_name)

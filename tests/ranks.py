@@ -28,7 +28,7 @@ from tests.limits import HANG
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.preloaded"])
-_ENVIRONMENT = dict(os.environ)
+ENVIRONMENT = dict(os.environ)  # before any test changes it
 _NEW = multiprocessing.get_context("spawn")
 GPU = Path("/dev/nvidiactl").exists()  # Megatron-core asks for GPUs when imported, and CUDA does not survive a fork
 
@@ -40,7 +40,7 @@ def start_server() -> None:
     where imports would look first.
     """
     if not GPU:
-        with contextlib.chdir(Path(__file__).parents[1]), patch.dict(os.environ, _ENVIRONMENT, clear=True):
+        with contextlib.chdir(Path(__file__).parents[1]), patch.dict(os.environ, ENVIRONMENT, clear=True):
             forkserver.ensure_running()
 
 

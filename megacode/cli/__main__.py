@@ -1,4 +1,4 @@
-"""Entry point of `python -m megacode.cli`, and of ranks, which are started by this file's path (`base.children`)."""
+"""Entry point of `python -m megacode.cli`, and of ranks, which are started by its path (`base.child_processes`)."""
 
 import importlib.util
 import sys
