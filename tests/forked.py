@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -25,10 +26,11 @@ from multiprocessing import reduction
 from pathlib import Path
 from typing import Any
 
+from megacode.base import child_processes
 from tests.ranks import ENVIRONMENT, FORKS, GPU, leave, start_server
 
 # Commands that import torch, and one that starts them. The others start sooner than a fork is asked for.
-HEAVY = ("train", "replay", "convert", "checkpoint", "preflight", "evaluate", "generate", "study run")
+HEAVY = ("train", "replay", "convert", "checkpoint", "evaluate", "generate", "study run")
 _MODULE, _FILE = "megacode.cli", str(Path(__file__).resolve().parents[1] / "megacode" / "cli" / "__main__.py")
 _PR_SET_CHILD_SUBREAPER = 36  # of prctl: orphans below this process become its children
 _start_process: Callable[..., int] = subprocess._fork_exec  # type: ignore[attr-defined]
@@ -65,7 +67,7 @@ def _start(*how: Any) -> int:
     given = json.dumps([words, os.fsdecode(cwd or os.getcwd()), place, session, group])
     files = [file if file >= 0 else number for number, file in enumerate((stdin, stdout, stderr))]
     if _begun_with is None:
-        return _start_process(*how) if before is not None else _ask(given, [*files, error])
+        return _ask(given, [*files, error], before is not None) if _known(before) else _start_process(*how)
     if len(os.listdir("/proc/self/task")) > 1:  # a thread may hold a lock, which the fork would never see released
         return _start_process(*how)
     sys.stdout.flush()
@@ -92,7 +94,12 @@ def _heavy(command: Sequence[str]) -> list[str] | None:
     return words if any(words[: len(name.split())] == name.split() for name in HEAVY) else None
 
 
-def _ask(given: str, files: list[int]) -> int:
+def _known(before: Callable[[], None] | None) -> bool:
+    """Return whether a `preexec_fn` is none, or what `follow_parent` returns."""
+    return before is None or getattr(before, "func", None) is child_processes._follow
+
+
+def _ask(given: str, files: list[int], follow: bool) -> int:
     """Have the server fork a fork, whose end makes its child one of this process; returns that child's number."""
     start_server()
     read, write = os.pipe()
@@ -100,7 +107,7 @@ def _ask(given: str, files: list[int]) -> int:
     with _asking, os.fdopen(read) as answer:
         library.prctl(_PR_SET_CHILD_SUBREAPER, 1)
         try:
-            process = FORKS.Process(target=_between, args=(given, [_Sent(file) for file in (*files, write)]))
+            process = FORKS.Process(target=_between, args=(given, [_Sent(file) for file in (*files, write)], follow))
             process.start()
             process.join()
         finally:
@@ -123,13 +130,21 @@ def _received(sent: Any) -> int:
     return int(sent.detach())
 
 
-def _between(given: str, files: list[int]) -> None:
+def _between(given: str, files: list[int], follow: bool) -> None:
     """Be the fork between: fork the command, tell its number and end."""
     *standard, error, answer = files
+    ours = os.getpid()
+
+    def before() -> None:
+        while os.getppid() == ours:
+            time.sleep(0.001)
+        if follow:
+            child_processes.end_with(os.getppid())
+
     pid = os.fork()
     if not pid:
         os.close(answer)
-        _become(given, standard, error, None)
+        _become(given, standard, error, before)
     os.write(answer, str(pid).encode())
     os._exit(0)
 
