@@ -126,6 +126,9 @@ def test_a_signal_to_one_rank_while_another_is_missing_ends_all_with_75(
     ]
 
     def joining() -> bool:
+        (caught,) = re.findall(r"SigCgt:\t(\w+)", Path(f"/proc/{ranks[1].pid}/status").read_text())
+        if not int(caught, 16) >> (signal.SIGUSR2 - 1) & 1:  # the last of those it catches
+            return False
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", port)) == 0
 
