@@ -14,6 +14,7 @@ import gc
 import json
 import logging
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -31,7 +32,10 @@ from tests.ranks import ENVIRONMENT, FORKS, GPU, leave, start_server
 
 # Commands that import torch, and one that starts them. The others start sooner than a fork is asked for.
 HEAVY = ("train", "replay", "convert", "checkpoint", "evaluate", "generate", "study run")
-_MODULE, _FILE = "megacode.cli", str(Path(__file__).resolve().parents[1] / "megacode" / "cli" / "__main__.py")
+_ROOT = Path(__file__).resolve().parents[1]
+_MODULE, _FILE = "megacode.cli", str(_ROOT / "megacode" / "cli" / "__main__.py")
+# Programs that import it too.
+_SCRIPTS = {str(_ROOT / name) for name in ("tools/bench/faults.py", "tests/train/watchdog_program.py")}
 _PR_SET_CHILD_SUBREAPER = 36  # of prctl: orphans below this process become its children
 _start_process: Callable[..., int] = subprocess._fork_exec  # type: ignore[attr-defined]
 _asking = threading.Lock()
@@ -84,14 +88,14 @@ def _of_python(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _heavy(command: Sequence[str]) -> list[str] | None:
-    """Return what follows `megacode` in a command line that is worth a fork, else None."""
+    """Return a program and its arguments, if a command line is worth a fork: a script's path or `megacode`."""
     if command[0] != sys.executable:
         return None
-    rest = [*command[1:]]
-    while rest and rest[0] == "-P":
-        del rest[0]
+    rest = command[2:] if command[1:2] == ["-P"] else command[1:]
+    if rest and rest[0] in _SCRIPTS:
+        return [*rest]
     words = rest[2:] if rest[:2] == ["-m", _MODULE] else rest[1:] if rest[:1] == [_FILE] else []
-    return words if any(words[: len(name.split())] == name.split() for name in HEAVY) else None
+    return ["megacode", *words] if any(words[: len(name.split())] == name.split() for name in HEAVY) else None
 
 
 def _known(before: Callable[[], None] | None) -> bool:
@@ -153,7 +157,7 @@ def _become(given: str, files: list[int], error: int, before: Callable[[], None]
     """Be the command in this fork: begin as a new process would, run it, and leave with its exit code.
 
     Args:
-        given: arguments, directory, environment, whether a session and which process group is wanted, as JSON.
+        given: program and arguments, directory, environment, whether a session and which group is wanted, as JSON.
         files: descriptors of standard input, output and error.
         error: where `subprocess` waits for the end of the start.
         before: its `preexec_fn`.
@@ -174,19 +178,27 @@ def _become(given: str, files: list[int], error: int, before: Callable[[], None]
         os.environ.clear()
         os.environ.update(environment)
         sys.path[:] = [path for path in sys.path if path]  # as `-P` does: nothing is imported from the directory
-        sys.argv = ["megacode", *arguments]
+        sys.argv = arguments
         os.close(error)
         _begun_with = _open_files()
         install()
-        from megacode.cli import main
-
-        main()
+        _run(arguments[0])
         status = 0
     except SystemExit as end:
         status = end.code
     except BaseException:
         traceback.print_exc()
     leave(status if isinstance(status, int) else int(status is not None))
+
+
+def _run(program: str) -> None:
+    if program == "megacode":
+        from megacode.cli import main
+
+        main()
+    else:
+        sys.path.insert(0, str(Path(program).parent))
+        runpy.run_path(program, run_name="__main__")
 
 
 def _take_files(files: list[int], error: int) -> None:
