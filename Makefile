@@ -28,10 +28,6 @@ TORCH_INDEX ?=
 # The other packages keep the torch that is there, whichever it is; its own dependencies come with them.
 # DALI and Triton are for tests without a GPU: a CUDA build of torch brings its own Triton. Where they cannot be
 # installed, set-up continues, and their tests are skipped and say why.
-# pip compiles what it installs on one core; afterwards every core does.
-$(STAMP) $(MCORE)/.installed: export PIP_NO_COMPILE := 1
-COMPILE = $(BIN)/python -m compileall -q -q -j 0
-
 $(STAMP): setup.py requirements/constraints.txt requirements/no-deps.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -44,14 +40,12 @@ $(STAMP): setup.py requirements/constraints.txt requirements/no-deps.txt
 	if $(BIN)/python -c 'import sys, torch; sys.exit(torch.version.cuda is not None)'; then \
 		$(BIN)/python -m pip install --quiet --no-deps --requirement requirements/no-deps.txt \
 		|| echo "DALI and Triton could not be installed; the tests that need them will be skipped"; fi
-	-$(COMPILE) $(VENV)/lib
 	touch $@
 
 # pip refuses the release that declares another Python, though its code does not need it.
 $(MCORE)/.installed: $(STAMP)
 	for release in $(RELEASES); do $(BIN)/python -m pip install --quiet --no-deps --ignore-requires-python --upgrade \
 		--target $(MCORE)/$$release megatron-core==$$release || exit 1; done
-	-$(COMPILE) $(MCORE)
 	touch $@
 
 # Tests start many processes at once; the demo may use every core.
