@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from megacode.base import child_processes
+from tests.limits import HANG
 from tests.ranks import ENVIRONMENT, FORKS, GPU, leave, start_server
 
 # Commands that import torch, and one that starts them. The others start sooner than a fork is asked for.
@@ -78,7 +79,10 @@ def _start(*how: Any) -> int:
     sys.stderr.flush()
     pid = os.fork()
     if not pid:
-        _become(given, files, error, before)
+        try:
+            _become(given, files, error, before)
+        finally:
+            os._exit(1)  # never back into what the parent was doing
     return pid
 
 
@@ -113,7 +117,9 @@ def _ask(given: str, files: list[int], follow: bool) -> int:
         try:
             process = FORKS.Process(target=_between, args=(given, [_Sent(file) for file in (*files, write)], follow))
             process.start()
-            process.join()
+            process.join(HANG)
+            if process.exitcode != 0:
+                raise RuntimeError(f"no fork began for {given[:200]}: the one between ended with {process.exitcode}")
         finally:
             library.prctl(_PR_SET_CHILD_SUBREAPER, 0)
             os.close(write)
@@ -147,8 +153,11 @@ def _between(given: str, files: list[int], follow: bool) -> None:
 
     pid = os.fork()
     if not pid:
-        os.close(answer)
-        _become(given, standard, error, before)
+        try:
+            os.close(answer)
+            _become(given, standard, error, before)
+        finally:
+            os._exit(1)
     os.write(answer, str(pid).encode())
     os._exit(0)
 
@@ -172,9 +181,9 @@ def _become(given: str, files: list[int], error: int, before: Callable[[], None]
             os.setsid()
         if group >= 0:
             os.setpgid(0, group)
+        _forget()  # before a parent's death sends a signal, which must not meet its handlers
         if before is not None:
             before()
-        _forget()
         os.environ.clear()
         os.environ.update(environment)
         sys.path[:] = [path for path in sys.path if path]  # as `-P` does: nothing is imported from the directory
@@ -222,6 +231,7 @@ def _forget() -> None:
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115 - multiprocessing has put /dev/null in its place
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
     logging.getLogger().handlers.clear()
     for name, module in [*sys.modules.items()]:

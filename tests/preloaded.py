@@ -4,6 +4,7 @@ Nothing here may start a thread, which a fork would not copy.
 """
 
 import importlib
+import os
 
 from megacode.base.imports import uncollected
 
@@ -18,3 +19,5 @@ with uncollected():
         "tests.forked",
     ):
         importlib.import_module(_name)
+
+assert len(os.listdir("/proc/self/task")) == 1, "an import has started a thread"

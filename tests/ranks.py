@@ -28,6 +28,7 @@ from tests.limits import HANG
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.preloaded"])
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # which the server reads once, for all forks
 ENVIRONMENT = dict(os.environ)  # before any test changes it
 _NEW = multiprocessing.get_context("spawn")
 GPU = Path("/dev/nvidiactl").exists()  # Megatron-core asks for GPUs when imported, and CUDA does not survive a fork
@@ -156,6 +157,8 @@ def main(call: str, environment: dict[str, str], out: str) -> None:
 
 def leave(status: int) -> None:
     """End this process at once: gloo threads that outlive the interpreter can abort it at exit."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(status)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from megacode.base.lock import RunLock
 from tests import forked
 from tests.limits import HANG, wait_until
 
+Megacode = Callable[..., subprocess.CompletedProcess[str]]
 pytestmark = pytest.mark.skipif(forked.GPU, reason="CUDA does not survive a fork")
 
 
@@ -71,3 +73,17 @@ def test_what_cannot_be_a_fork_is_a_new_process(tmp_path: Path, monkeypatch: pyt
     assert "forkserver" not in Path(f"/proc/{child.pid}/cmdline").read_text()
     child.communicate(timeout=HANG)
     assert child.returncode == 2
+
+
+@pytest.mark.slow
+def test_each_command_also_starts_as_a_new_process(golden: Path, megacode: Megacode, tmp_path: Path) -> None:
+    """What a fork finds imported, a new process must import itself."""
+    commands = [
+        ("train", golden, "run_dir=run"),
+        ("replay", "run", "--iteration", 4),
+        ("checkpoint", "verify", "run"),
+        ("convert", "reshard", "run", "copy"),
+    ]
+    with forked.real_processes():
+        done = [megacode(*command) for command in commands]
+    assert [process.returncode for process in done] == [0, 0, 0, 0], [process.stderr for process in done]
