@@ -87,8 +87,11 @@ def _start(*how: Any) -> int:
 
 
 def _of_python(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that only a new interpreter reads."""
-    return {name: value for name, value in environment.items() if name.startswith("PYTHON")}
+    """Return the variables that only a new interpreter reads, but for a path to what the server has imported."""
+    variables = {name: value for name, value in environment.items() if name.startswith("PYTHON")}
+    if variables.get("PYTHONPATH") == str(_ROOT):
+        del variables["PYTHONPATH"]
+    return variables
 
 
 def _heavy(command: Sequence[str]) -> list[str] | None:
