@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import importlib.util
-import os
 import signal
 import subprocess
 import time
@@ -23,7 +22,6 @@ from tests.limits import HANG
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "golden.yaml"
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 forked.install()
 # Tests and what they import stay until the end: garbage collections while they are read cost a third of the time.
 gc.disable()

@@ -65,7 +65,7 @@ def _start(*how: Any) -> int:
      gid, gids, uid, umask, before, _) = how  # fmt: skip
     words = _heavy([os.fsdecode(word) for word in command])
     pairs = [os.fsdecode(pair).partition("=") for pair in environment or ()]
-    place = {name: value for name, _, value in pairs} or dict(os.environ)
+    place = dict(os.environ) if environment is None else {name: value for name, _, value in pairs}
     plain = close and kept == (error,) and (gid, gids, uid, umask) == (None, None, None, -1)
     if words is None or not plain or _of_python(place) != _of_python(ENVIRONMENT):
         return _start_process(*how)
@@ -112,10 +112,10 @@ def _known(before: Callable[[], None] | None) -> bool:
 
 def _ask(given: str, files: list[int], follow: bool) -> int:
     """Have the server fork a fork, whose end makes its child one of this process; returns that child's number."""
-    start_server()
     read, write = os.pipe()
     library = ctypes.CDLL(None)
     with _asking, os.fdopen(read) as answer:
+        start_server()
         library.prctl(_PR_SET_CHILD_SUBREAPER, 1)
         try:
             process = FORKS.Process(target=_between, args=(given, [_Sent(file) for file in (*files, write)], follow))
@@ -198,6 +198,8 @@ def _become(given: str, files: list[int], error: int, before: Callable[[], None]
         status = 0
     except SystemExit as end:
         status = end.code
+        if isinstance(status, str):
+            print(status, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
     leave(status if isinstance(status, int) else int(status is not None))

@@ -74,7 +74,7 @@ def test_what_cannot_be_a_fork_is_a_new_process(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.slow
-def test_each_command_also_starts_as_a_new_process(golden: Path, megacode: Megacode, tmp_path: Path) -> None:
+def test_commands_also_start_as_new_processes(golden: Path, megacode: Megacode, tmp_path: Path) -> None:
     """What a fork finds imported, a new process must import itself."""
     commands = [
         ("train", golden, "run_dir=run"),
