@@ -10,7 +10,7 @@ WORKERS ?= 4
 # A worker that dies is a failure; xdist would start another one and then wait for ever.
 PYTEST = $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --max-worker-restart 0 --dist loadscope --no-loadscope-reorder
 
-.PHONY: demo test check quick format lock clean
+.PHONY: demo setup test check format lock clean
 .DEFAULT_GOAL := demo
 
 # Both releases of Megatron-core that megacode supports; tests/releases runs with the one that is not installed.
@@ -48,6 +48,9 @@ $(MCORE)/.installed: $(STAMP)
 		--target $(MCORE)/$$release megatron-core==$$release || exit 1; done
 	touch $@
 
+# Where nothing keeps Python's bytecode, every process that a test starts compiles megacode anew, for a second of CPU.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Tests start many processes at once; the demo may use every core.
 test check: export OMP_NUM_THREADS ?= 1
 test check: export TOKENIZERS_PARALLELISM ?= false
@@ -55,8 +58,11 @@ test check: export TOKENIZERS_PARALLELISM ?= false
 demo: $(STAMP)
 	$(BIN)/megacode demo --out $(OUT) $(ARGS)
 
+# All that `make test` needs, without the tests.
+setup: $(STAMP) $(MCORE)/.installed
+
 test: export MEGATRON_CORE_RELEASES := $(CURDIR)/$(MCORE)
-test: $(STAMP) $(MCORE)/.installed
+test: setup
 	$(PYTEST) --durations=15 $(ARGS)
 
 check: $(STAMP)

@@ -299,6 +299,14 @@ def _decayed(case: dict[str, Any]) -> list[str]:
     return [name for (name, now), then in pairs if now.detach().norm() < 0.995 * then.norm()]
 
 
+def policies() -> list[int]:
+    """Return the scheduling policies of this rank's threads, the main one first, when all groups are made."""
+    started(run_config())
+    threads = sorted(int(name) for name in os.listdir("/proc/self/task"))
+    assert threads[0] == os.getpid()
+    return [os.sched_getscheduler(thread) for thread in threads]
+
+
 def arrivals(slowed_by: float) -> list[float]:
     """Train two iterations, the last rank slowed in the second; return after how many seconds this rank arrived."""
     from megacode.mcore import gradients

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,6 +38,14 @@ def test_an_unknown_interface_is_refused_with_the_name_of_the_variable(monkeypat
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "none0")
     with pytest.raises(LaunchError, match=r"GLOO_SOCKET_IFNAME: gloo cannot .*: Unable .*none0\n.*`ip address`"):
         gloo._devices()
+
+
+@pytest.mark.slow
+def test_threads_of_gloo_wait_for_a_free_core_and_no_other_thread_does(on_ranks: Callable[..., list[Any]]) -> None:
+    for policies in on_ranks(2, "policies", {}):
+        assert policies[0] == os.SCHED_OTHER
+        assert policies.count(os.SCHED_BATCH) >= 1 + 2 * 10, "a device, and two run loops of each group"
+        assert set(policies) == {os.SCHED_OTHER, os.SCHED_BATCH}
 
 
 @pytest.mark.slow

@@ -1,15 +1,16 @@
 """What CPU ranks wait for: the demo's model on two gloo ranks, with torch's own gloo groups and with megacode's.
 
-    python tools/bench/cpu_ranks.py [--rounds 3] [--iterations 20] [--layouts dp2,tp2,pp2] [--json FILE]
+    python tools/bench/cpu_ranks.py [--rounds 3] [--iterations 20] [--layouts dp2,tp2,pp2] [--busy 0] [--json FILE]
 
-Contenders take turns, each in ranks of its own: `torch` has a device for each group, `shared`, which is what runs use,
-one for all groups.
+Contenders take turns, each in ranks of its own: `torch` has a device for each group, `shared` one for all groups, and
+`polite`, which is what runs use, also has gloo's threads wait for a free core when they wake.
 Reported are medians over all iterations of tokens/s and of one rank's CPU time, which other load moves less; its
 threads, and how often they wake in a second in which nothing happens.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
@@ -25,7 +26,7 @@ from megacode.base.ports import free_port
 from megacode.config.run import RunConfig
 from megacode.demo import LAYOUTS, RANKS, VOCABULARY, demo_config
 
-CONTENDERS = ("torch", "shared")
+CONTENDERS = ("torch", "shared", "polite")
 WARM_UP = 3
 
 
@@ -51,7 +52,7 @@ def child(contender: str, layout: str, iterations: int) -> None:
     """Be one rank: train, and print what was found as JSON."""
     import torch
 
-    from megacode.mcore import device, groups
+    from megacode.mcore import device, gloo, groups
     from megacode.mcore.build import build
 
     torch.set_num_threads(1)
@@ -59,6 +60,8 @@ def child(contender: str, layout: str, iterations: int) -> None:
     device.install()
     if contender == "torch":  # mcore's groups take their backend from the default group
         torch.distributed.init_process_group("gloo", init_method="env://")
+    if contender == "shared":
+        gloo.polite_threads = contextlib.nullcontext  # type: ignore[assignment]
     built = build(config, groups.start(config.parallel, config.seed), VOCABULARY)
     steps = [_step(built, config, iteration) for iteration in range(WARM_UP + iterations)][WARM_UP:]
     groups.barrier()
@@ -117,26 +120,37 @@ def main(
     rounds: Annotated[int, typer.Option(help="how often each contender has its turn")] = 3,
     iterations: Annotated[int, typer.Option(help="timed iterations of a turn")] = 20,
     layouts: Annotated[str, typer.Option(help="some of " + ", ".join(LAYOUTS))] = "dp2",
+    busy: Annotated[int, typer.Option(help="processes that keep a core busy meanwhile")] = 0,
     out: Annotated[Path | None, typer.Option("--json", help="also write the figures here")] = None,
 ) -> None:
     """Compare the contenders under each layout."""
     document = {}
-    for layout in layouts.split(","):
-        turns: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
-        for index in range(rounds):
-            # A machine that slows down over the rounds favours neither.
-            for name in CONTENDERS if index % 2 == 0 else reversed(CONTENDERS):
-                # Rank 0 speaks for both, since they meet in every iteration.
-                turns[name].append(run(name, layout, iterations)[0])
-        document[layout] = {name: _summary(figures) for name, figures in turns.items()}
-        for name, row in document[layout].items():
-            # Take quiet cores: dp2 is at 1.02 there, and was at 0.5 to 0.7 under heavy load.
-            ratio = row["tokens_per_second"] / document[layout]["torch"]["tokens_per_second"]
-            shown = f"{row['tokens_per_second']:7,.0f} tokens/s  x{ratio:.2f}"
-            load = f"{row['threads']:3d} threads, {row['wakes']:5,d} wakes/s"
-            typer.echo(f"{layout}  {name:<6}  {shown}  {1e3 * row['cpu']:5.0f} ms of CPU time, {load}")
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
+    try:
+        for layout in layouts.split(","):
+            document[layout] = measure(layout, rounds, iterations)
+    finally:
+        for other in others:
+            other.kill()
     if out:
         out.write_text(json.dumps(document, indent=2) + "\n")
+
+
+def measure(layout: str, rounds: int, iterations: int) -> dict[str, dict[str, Any]]:
+    """Return the figures of each contender under a layout, and print them."""
+    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
+    for index in range(rounds):
+        # A machine that slows down over the rounds favours neither.
+        for name in CONTENDERS if index % 2 == 0 else reversed(CONTENDERS):
+            # Rank 0 speaks for both, since they meet in every iteration.
+            turns[name].append(run(name, layout, iterations)[0])
+    rows = {name: _summary(figures) for name, figures in turns.items()}
+    for name, row in rows.items():
+        ratio = row["tokens_per_second"] / rows["torch"]["tokens_per_second"]
+        shown = f"{row['tokens_per_second']:7,.0f} tokens/s  x{ratio:.2f}"
+        load = f"{row['threads']:3d} threads, {row['wakes']:5,d} wakes/s"
+        typer.echo(f"{layout}  {name:<6}  {shown}  {1e3 * row['cpu']:5.0f} ms of CPU time, {load}")
+    return rows
 
 
 def _summary(turns: list[dict[str, Any]]) -> dict[str, Any]:
