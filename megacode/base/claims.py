@@ -6,6 +6,7 @@ to finish would replace the work of the first, or mix its files with its own.
 
 from __future__ import annotations
 
+import glob
 import os
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from megacode.base import ownership
 from megacode.base.errors import ConfigError
+from megacode.base.files import remove
 from megacode.base.takeover import PAUSE_SECONDS, busy, drafted, give_back, taking_over
 from megacode.base.units import format_seconds
 
@@ -44,6 +46,16 @@ def claimed(path: Path, where: str, *, new: bool = False) -> Iterator[None]:
     finally:
         # Not another's: one on another machine may have taken over a claim that is a day old.
         give_back(record, mine.token)
+
+
+def remove_drafts(*paths: Path) -> None:
+    """Remove what processes that were killed have left of files that `atomic_path` writes.
+
+    The caller holds a claim, so no other process writes them now.
+    """
+    for path in paths:
+        for draft in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            remove(draft)
 
 
 def _take(record: Path, mine: ownership.Owner, path: Path, where: str) -> None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import orjson
 import xxhash
 
-from megacode.base.claims import claimed
+from megacode.base.claims import claimed, remove_drafts
 from megacode.base.files import Json, atomic_path, publish, read_json, remove, write_json
 from megacode.corpus.document import Counts, Document
 from megacode.corpus.framed import FramedWriter
@@ -39,6 +39,7 @@ def count_tokens(work: RecipeWork, shard: Shard) -> None:
     marker, encode = work.out.applied(shard), card_tokenizer(work.recipe.tokenizer)
     assert encode is not None
     with claimed(marker, "--shard"):
+        remove_drafts(marker)
         record = read_json(marker)
         for item in record["outputs"]:
             tally = Tally.of_json({**record["tallies"][item["source"]], "tokenized_bytes": 0, "tokens": 0})
@@ -75,6 +76,7 @@ def apply_shard(work: RecipeWork, shard: Shard, every: Numbered, encode: TokenCo
         count_tokens(work, shard)
         return
     with claimed(marker, "--shard"):
+        remove_drafts(marker, work.out.dropped_list(shard))
         # Files of a pass that was killed before it wrote its marker are made again.
         _Apply(work, shard, every, encode).run()
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from megacode.base.claims import claimed
+from megacode.base.claims import claimed, remove_drafts
 from megacode.base.files import Json, atomic_path, remove, to_json
 from megacode.corpus.arrays import save_array
 from megacode.corpus.decontaminate.index import Index
@@ -83,9 +83,7 @@ def map_shard(work: RecipeWork, shard: Shard, index: Index | None) -> None:
     if place.counts.exists():
         return
     with claimed(place.path, "--shard"):
-        # Left by a process that was killed; the claim says that it is not alive.
-        for old in place.path.parent.glob(f".{place.path.name}.*.tmp"):
-            remove(old)
+        remove_drafts(place.path)
         with atomic_path(place.path) as temporary:
             temporary.mkdir()
             _map(work, shard, index, MapDir(temporary))

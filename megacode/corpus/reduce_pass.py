@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megacode.base.claims import claimed
+from megacode.base.claims import claimed, remove_drafts
 from megacode.base.errors import DataError, Problem
 from megacode.base.files import Json, atomic_path, read_json, write_json
 from megacode.corpus.arrays import save_array
@@ -39,6 +39,7 @@ def reduce_all(work: RecipeWork) -> None:
         return
     with claimed(out.reduce, "--pass reduce"):
         out.reduce.mkdir(parents=True, exist_ok=True)
+        remove_drafts(out.dropped, out.roots, out.report)
         every = Numbered(open_shards(work))
         # Before hours of comparing: a recipe that drops everything is nearly always a mistake.
         _refuse_empty(work, every, np.ones(every.total, bool), "filters")

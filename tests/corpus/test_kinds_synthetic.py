@@ -71,7 +71,7 @@ def test_verified_records_become_documents_and_the_others_are_counted() -> None:
 def test_where_no_program_can_run_no_solution_is_judged() -> None:
     row = {"problem": "Add.", "solution": ADD, "tests": ["assert add(1, 2) == 3"]}
     with pytest.raises(ConfigError, match=r"one that does nothing ends with .*\n.*ulimit -a"):
-        documents_of("synthetic", row, run_generated_code=True, wall_seconds=0.001)
+        documents_of("synthetic", row, run_generated_code=True, wall_seconds=1e-9)
 
 
 def test_programs_run_only_if_that_is_allowed() -> None:

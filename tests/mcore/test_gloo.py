@@ -42,7 +42,9 @@ def test_an_unknown_interface_is_refused_with_the_name_of_the_variable(monkeypat
 
 @pytest.mark.slow
 def test_threads_of_gloo_wait_for_a_free_core_and_no_other_thread_does(on_ranks: Callable[..., list[Any]]) -> None:
-    for policies in on_ranks(2, "policies", {}):
+    ranks = on_ranks(2, "policies", {})
+    assert len(ranks) == 2
+    for policies in ranks:
         assert policies[0] == os.SCHED_OTHER
         assert policies.count(os.SCHED_BATCH) >= 1 + 2 * 10, "a device, and two run loops of each group"
         assert set(policies) == {os.SCHED_OTHER, os.SCHED_BATCH}
