@@ -1,4 +1,4 @@
-"""Gloo on CPU ranks: one device, and so one polling thread, for all groups of a process, whose threads are polite.
+"""Gloo on CPU ranks: one device, and so one polling thread, for all groups of a process; no thread interrupts another.
 
 Megatron-core makes about 18 groups for a layout. By default torch gives each gloo group its own device, whose thread
 polls its sockets a hundred times a second: an idle rank wakes 1,800 times a second. To change that, torch wants a
@@ -33,7 +33,7 @@ def backend() -> str:
 
 
 @contextlib.contextmanager
-def polite_threads() -> Iterator[None]:
+def batch_threads() -> Iterator[None]:
     """Have threads that start in the body of this context wait for a free core when they wake (`SCHED_BATCH`).
 
     Gloo's send wakes a partner's thread while it holds a socket's lock. That thread would take the core from the
@@ -64,10 +64,10 @@ def _devices() -> tuple[Any, ...]:
     """
     names = [name for name in os.environ.get(_INTERFACES, "").split(",") if name]
     if not names:
-        with polite_threads():
+        with batch_threads():
             return (dist.ProcessGroupGloo.create_default_device(),)
     try:
-        with polite_threads():
+        with batch_threads():
             return tuple(dist.ProcessGroupGloo.create_device(interface=name) for name in names)
     except RuntimeError as error:
         reason = str(error).splitlines()[0].rpartition(". ")[2]  # what precedes it is a place in gloo's source
@@ -90,7 +90,7 @@ def _group(wanted: Any, _: Any) -> dist.ProcessGroupGloo:
     options._timeout = wanted.timeout
     options.global_ranks_in_group = wanted.global_ranks_in_group
     options.group_name = wanted.group_id
-    with polite_threads():
+    with batch_threads():
         group = dist.ProcessGroupGloo(wanted.store, wanted.group_rank, wanted.group_size, options)
     group._set_sequence_number_for_group()  # torch calls it for its built-in backends only
     return group

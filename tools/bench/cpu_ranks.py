@@ -3,7 +3,7 @@
     python tools/bench/cpu_ranks.py [--rounds 3] [--iterations 20] [--layouts dp2,tp2,pp2] [--busy 0] [--json FILE]
 
 Contenders take turns, each in ranks of its own: `torch` has a device for each group, `shared` one for all groups, and
-`polite`, which is what runs use, also has gloo's threads wait for a free core when they wake.
+`batch`, which is what runs use, also has gloo's threads wait for a free core when they wake.
 Reported are medians over all iterations of tokens/s and of one rank's CPU time, which other load moves less; its
 threads, and how often they wake in a second in which nothing happens.
 """
@@ -26,7 +26,7 @@ from megacode.base.ports import free_port
 from megacode.config.run import RunConfig
 from megacode.demo import LAYOUTS, RANKS, VOCABULARY, demo_config
 
-CONTENDERS = ("torch", "shared", "polite")
+CONTENDERS = ("torch", "shared", "batch")
 WARM_UP = 3
 
 
@@ -61,7 +61,7 @@ def child(contender: str, layout: str, iterations: int) -> None:
     if contender == "torch":  # mcore's groups take their backend from the default group
         torch.distributed.init_process_group("gloo", init_method="env://")
     if contender == "shared":
-        gloo.polite_threads = contextlib.nullcontext  # type: ignore[assignment]
+        gloo.batch_threads = contextlib.nullcontext  # type: ignore[assignment]
     built = build(config, groups.start(config.parallel, config.seed), VOCABULARY)
     steps = [_step(built, config, iteration) for iteration in range(WARM_UP + iterations)][WARM_UP:]
     groups.barrier()
