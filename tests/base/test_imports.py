@@ -34,7 +34,7 @@ def test_without_a_new_module_everything_stays_collectable() -> None:
     with uncollected():
         import json  # noqa: F401
     assert gc.isenabled()
-    assert gc.get_freeze_count() == before
+    assert gc.get_freeze_count() <= before  # fewer, if something frozen has ended meanwhile
 
 
 def test_a_failing_import_leaves_collections_on() -> None:

@@ -179,7 +179,7 @@ def test_a_killed_child_is_told_and_a_stopped_run_makes_up_for_it(config: Path, 
     (child,) = trainer.scoring._children
     os.killpg(child.process.pid, signal.SIGKILL)
     last = train_until(trainer, lambda: bool(events("evaluation_failed")))
-    assert events("evaluation_failed")[0]["error"] == "killed by SIGKILL"
+    assert "killed by SIGKILL" in events("evaluation_failed")[0]["error"]  # after its last line, if it has said one
     assert "iter_0000005" in [path.name for path in RunDir("run").checkpoints.iterdir()]
     trainer.end("signal", last, first=0)
     CLOSING.close()
