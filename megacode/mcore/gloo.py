@@ -1,4 +1,4 @@
-"""Gloo on CPU ranks: one device, and so one polling thread, for all groups of a process; no thread interrupts another.
+"""Gloo on CPU ranks: one device, and so one polling thread, for all groups of a process.
 
 Megatron-core makes about 18 groups for a layout. By default torch gives each gloo group its own device, whose thread
 polls its sockets a hundred times a second: an idle rank wakes 1,800 times a second. To change that, torch wants a
@@ -37,8 +37,8 @@ def batch_threads() -> Iterator[None]:
     """Have threads that start in the body of this context wait for a free core when they wake (`SCHED_BATCH`).
 
     Gloo's send wakes a partner's thread while it holds a socket's lock. That thread would take the core from the
-    sender, and the device thread would spin until it gets the lock: two fifths of the CPU time of four ranks.
-    Nothing changes where the system has no such policy, does not allow it, or the process was given another.
+    sender, and the device thread would spin until it gets the lock: two fifths of the CPU time of four ranks on two
+    cores. Nothing changes where the system has no such policy, does not allow it, or the process was given another.
     """
     if not hasattr(os, "SCHED_BATCH") or os.sched_getscheduler(0) != os.SCHED_OTHER:
         yield

@@ -41,7 +41,7 @@ def test_an_unknown_interface_is_refused_with_the_name_of_the_variable(monkeypat
 
 
 @pytest.mark.slow
-def test_threads_of_gloo_wait_for_a_free_core_and_no_other_thread_does(on_ranks: Callable[..., list[Any]]) -> None:
+def test_threads_of_gloo_wait_for_a_free_core_and_the_main_thread_does_not(on_ranks: Callable[..., list[Any]]) -> None:
     ranks = on_ranks(2, "policies", {})
     assert len(ranks) == 2
     for policies in ranks:
